@@ -1,0 +1,1 @@
+"""kernelproof: the reference standard for CNN operators. See README.md."""

@@ -1,0 +1,96 @@
+"""How a specification is called: a door that normalises and refuses, then a body that is the mathematics.
+
+`@operator(door)` above a body makes the public function. The caller sees the door's signature (PyTorch's arguments), the
+body sees a `Window` and batched arrays, and jaxtyping with beartype check the body's shapes, result included. Kernels
+are called through the same doors, so an argument is refused with the same words wherever it runs.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeAlias
+
+import numpy as np
+from beartype import beartype
+from jaxtyping import jaxtyped
+
+from .errors import DtypeError, ShapeError
+
+P = ParamSpec("P")
+Array: TypeAlias = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a door hands to the body; `single` if the result's batch axis was the door's own addition."""
+
+    values: tuple[Any, ...]
+    single: bool = False
+
+
+class Operator(Generic[P]):
+    """A public specification: `door` (arguments in, refusals out), `body` (the equation, shape-checked)."""
+
+    def __init__(self, door: Callable[P, Arguments], body: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, body)
+        self.door = door
+        self.body = jaxtyped(typechecker=beartype)(body)
+        self.__signature__ = inspect.signature(door).replace(
+            return_annotation=inspect.signature(body).return_annotation
+        )
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return self.perform(self.body, *args, **kwargs)
+
+    def perform(self, body: Callable[..., Any], *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call `body`, the specification's or a kernel's, through this operator's door."""
+        arguments = self.door(*args, **kwargs)
+        result = body(*arguments.values)
+        if not arguments.single:
+            return result
+        return tuple(each[0] for each in result) if isinstance(result, tuple) else result[0]
+
+    def __repr__(self) -> str:
+        return f"<operator {self.__name__}{self.__signature__}>"
+
+
+def operator(door: Callable[P, Arguments]) -> Callable[[Callable[..., Any]], Operator[P]]:
+    """Make the body below into a public function that is called as `door` is."""
+    return lambda body: Operator(door, body)
+
+
+def check_arrays(operator: str, **arrays: Any) -> None:
+    """Every argument is an array and all have one scalar type; raises DtypeError. None is an absent bias."""
+    dtypes = {}
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+            raise DtypeError(
+                operator, f"{name} is a {type(array).__name__}", "an array", f"Pass numpy.asarray({name})."
+            )
+        dtypes[name] = array.dtype
+    if len(set(dtypes.values())) > 1:
+        came = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise DtypeError(operator, came, "one scalar type for all", "Convert with .astype first: nothing is promoted.")
+
+
+def check_shape(operator: str, name: str, shape: Any, *wanted: tuple[str, ...]) -> None:
+    """The number of axes is one of those wanted, each given by its letters; raises ShapeError."""
+    if len(shape) not in [len(letters) for letters in wanted]:
+        needed = " or ".join(f"({', '.join(letters)})" for letters in wanted)
+        raise ShapeError(
+            operator, f"{name} has {len(shape)} axes {tuple(shape)}", f"{needed}", "Reshape it or add the missing axis."
+        )
+
+
+def check_equal(operator: str, came: str, size: int, needed: str, wanted: int, remedy: str) -> None:
+    """One size equals the other; raises ShapeError that tells both."""
+    if size != wanted:
+        raise ShapeError(operator, f"{came} is {size}", f"{needed} = {wanted}", remedy)
+
+
+def batched(array: Any, axes: int) -> Any:
+    """`array` with a batch axis of one in front if it has one axis fewer than `axes`."""
+    return array[None] if len(array.shape) == axes - 1 else array
