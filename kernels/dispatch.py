@@ -1,0 +1,96 @@
+"""Where an operator runs: the arrays decide, or a `Backend` that was asked for by name."""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from kernelproof.spec.errors import DtypeError, ParameterError, UnsupportedError
+from kernelproof.spec.operator import Operator
+
+from .contract import KERNELS
+
+Precision: TypeAlias = Literal["strict", "fast", "tf32", "fp16", "bf16"]
+"""What rounding is allowed. "strict", the default, holds the componentwise bound and so serves every other choice."""
+
+_MODULES = {"cpu": "kernelproof.kernels.cpu", "cuda": "kernelproof.kernels.cuda"}
+
+
+class Backend:
+    """All operators on one kind of processor: `cpu(spec.conv2d, x, weight, padding=1)`.
+
+    A chain takes it as its way to perform operators. Importing the kernels waits for the first call.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def kernel(self, operator: Operator[...]) -> Callable[..., Any]:
+        """This backend's checked kernel for `operator`; raises UnsupportedError if it has none."""
+        importlib.import_module(_MODULES[self.name])
+        try:
+            return KERNELS[operator.__name__, self.name]
+        except KeyError:
+            raise UnsupportedError(
+                operator.__name__, f"backend {self.name!r}", "a kernel for it", "Use kernelproof.spec."
+            ) from None
+
+    def __call__(self, operator: Operator[...], *args: Any, **kwargs: Any) -> Any:
+        return operator.perform(self.kernel(operator), *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<backend {self.name}>"
+
+
+cpu, cuda = Backend("cpu"), Backend("cuda")
+
+
+def backend(name: str) -> Backend:
+    """The backend called "cpu" or "cuda"; raises ParameterError."""
+    if name not in _MODULES:
+        raise ParameterError("kernelproof", f"backend {name!r}", " or ".join(map(repr, _MODULES)), "Correct the name.")
+    return cuda if name == "cuda" else cpu
+
+
+def backend_of(operator: str, arguments: Iterable[Any]) -> Backend:
+    """The CPU for numpy arrays, the GPU for arrays with `__cuda_array_interface__`; raises DtypeError for others."""
+    places = set()
+    for each in arguments:
+        if isinstance(each, np.ndarray):
+            places.add("cpu")
+        elif getattr(each, "__cuda_array_interface__", None) is not None:
+            places.add("cuda")
+        elif hasattr(each, "dtype") and hasattr(each, "shape"):
+            raise DtypeError(
+                operator,
+                f"an array of type {type(each).__module__}.{type(each).__name__}",
+                "numpy arrays, or device arrays with __cuda_array_interface__",
+                "Convert it first, e.g. numpy.asarray(x).",
+            )
+    if len(places) == 2:
+        raise DtypeError(operator, "arrays in host and device memory", "all in one place", "Move them first.")
+    return cuda if places == {"cuda"} else cpu
+
+
+def on_kernels(operator: Operator[...]) -> Callable[..., Any]:
+    """The public function `kernelproof.kernels.<operator>`: the specification's signature, doors and docstring."""
+
+    @functools.wraps(operator.door)
+    def public(*args: Any, precision: Precision = "strict", **kwargs: Any) -> Any:
+        if precision not in get_args(Precision):
+            raise ParameterError(
+                operator.__name__, f"precision={precision!r}", " or ".join(get_args(Precision)), "Choose one of them."
+            )
+        return backend_of(operator.__name__, [*args, *kwargs.values()])(operator, *args, **kwargs)
+
+    signature = inspect.signature(operator)
+    precision = inspect.Parameter("precision", inspect.Parameter.KEYWORD_ONLY, default="strict", annotation=Precision)
+    public.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), precision], return_annotation=Any
+    )
+    public.__name__ = public.__qualname__ = operator.__name__
+    public.__doc__ = operator.__doc__
+    return public
