@@ -129,8 +129,9 @@ def conv2d(
     `y[n,k,p,q] = bias[k] + sum_crs x[n, c, p*stride + r*dilation - pad, q*stride + s*dilation - pad] * weight[k,c,r,s]`
 
     Filter k sees the channels of its group only: with `groups` g, weight is packed `(k, c // g, r, s)`. `x` is
-    `(n, c, h, w)` or one image `(c, h, w)`; batch 0 is legal. `stride` and `dilation` are an int or `(h, w)`, `padding` an
-    int, `(h, w)` or `((top, bottom), (left, right))`. Any scalar type, the same for all arrays.
+    `(n, c, h, w)` or one image `(c, h, w)`; batch 0 is legal. `stride` and `dilation` are an int or `(h, w)`, `padding`
+    an int, `(h, w)` or `((top, bottom), (left, right))`. Any scalar type, the same for all arrays. Padding is a zero that is
+    multiplied: an infinite weight over it gives NaN here, while a kernel may skip it (PyTorch does either).
 
     Raises DtypeError, ShapeError, ParameterError. Source: PyTorch `torch.nn.functional.conv2d`; ONNX `Conv`.
     """

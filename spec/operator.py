@@ -1,8 +1,8 @@
 """How a specification is called: a door that normalises and refuses, then a body that is the mathematics.
 
-`@operator(door)` above a body makes the public function. The caller sees the door's signature (PyTorch's arguments), the
-body sees a `Window` and batched arrays, and jaxtyping with beartype check the body's shapes, result included. Kernels
-are called through the same doors, so an argument is refused with the same words wherever it runs.
+`@operator(door)` above a body makes the public function. The caller sees the door's signature (PyTorch's arguments),
+the body sees a `Window` and batched arrays, and jaxtyping with beartype check the body's shapes, result included.
+Kernels are called through the same doors, so an argument is refused with the same words wherever it runs.
 """
 
 import functools

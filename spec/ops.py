@@ -17,9 +17,9 @@ from .training import cross_entropy, cross_entropy_dlogits, sgd
 class Op:
     """One operator: what it computes, its gradient in each argument, and where it stands outside this package.
 
-    `gradients` maps the argument to the operator that gives its gradient. `linear_in` names the arguments in which the forward
-    is linear when the others are held (jointly a polynomial: whole-number tests are then identity tests). `onnx` is the
-    ONNX operator type, None for what is not part of an exported graph. Problems to test it with are
+    `gradients` maps the argument to the operator that gives its gradient. `linear_in` names the arguments in which the
+    forward is linear when the others are held (jointly a polynomial: whole-number tests are then identity tests).
+    `onnx` is the ONNX operator type, None for what is not part of an exported graph. Problems to test it with are
     `kernelproof.proofs.problems.<name>`.
     """
 

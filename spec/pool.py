@@ -93,8 +93,8 @@ def max_pool2d(
     `y[n,c,p,q] = max_rs x[n, c, p*stride + r*dilation - pad, q*stride + s*dilation - pad]`; the index is `h*width + w`
 
     Padding never wins and is never chosen; ties go to the first position in row-major window order; NaN beats every
-    number, the first NaN is chosen. `stride` defaults to `kernel_size`; `ceil_mode` keeps an incomplete last window if it
-    starts inside the input or its left/top padding. `x` is `(n, c, h, w)` or one image `(c, h, w)`.
+    number, the first NaN is chosen. `stride` defaults to `kernel_size`; `ceil_mode` keeps an incomplete last window if
+    it starts inside the input or its left/top padding. `x` is `(n, c, h, w)` or one image `(c, h, w)`.
 
     Raises DtypeError, ShapeError, ParameterError. Source: PyTorch `torch.nn.functional.max_pool2d`; ONNX `MaxPool`.
     """
@@ -111,8 +111,8 @@ def max_pool2d_dx(
 
     `dx[n,c,h,w] = sum_pq dy[n,c,p,q]` over the windows whose winner is `(h, w)`
 
-    Where the winner stays the same y is the winner's copy, so the derivative is 1 there and 0 elsewhere. Arguments as for
-    max_pool2d. Raises DtypeError, ShapeError, ParameterError. Source: PyTorch `torch.nn.MaxPool2d`.
+    Where the winner stays the same y is the winner's copy, so the derivative is 1 there and 0 elsewhere. Arguments as
+    for max_pool2d. Raises DtypeError, ShapeError, ParameterError. Source: PyTorch `torch.nn.MaxPool2d`.
     """
     winner = _winner(x, reduce(maximum, _in_order(window.gather(x, fill=lowest(x.dtype)))), window)
     n, c, h, w = x.shape
@@ -129,7 +129,7 @@ def _in_order(taps: Array) -> Array:
 
 def _winner(x: Array, y: Array, window: Window) -> Array:
     """`h*width + w` of the first tap inside the image that holds the maximum."""
-    n, c, h, w = x.shape
+    h, w = x.shape[2:]
     position = np.arange(h * w).reshape(1, 1, h, w)
     taps, index = _in_order(window.gather(x, fill=lowest(x.dtype))), _in_order(window.gather(position, fill=-1))
     is_maximum = (taps == y) | ((taps != taps) & (y != y))

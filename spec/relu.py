@@ -28,12 +28,12 @@ def _relu_dx_door(dy: Any, x: Any) -> Arguments:
 def relu(x: Shaped[Array, "*any"]) -> Shaped[Array, "*any"]:
     """Negative values become zero.
 
-    `y = max(0, x)`
+    `y = max(x, 0)`
 
-    NaN stays NaN; relu(-0.0) is +0.0, for a tie keeps the zero. Any shape.
+    NaN stays NaN; relu(-0.0) is -0.0, for a tie keeps x, as in PyTorch and ONNX Runtime. Any shape.
     Raises DtypeError. Source: PyTorch `torch.nn.functional.relu`; ONNX `Relu`.
     """
-    return maximum(np.zeros((), x.dtype), x)
+    return maximum(x, np.zeros((), x.dtype))
 
 
 @operator(_relu_dx_door)

@@ -46,11 +46,12 @@ def _cross_entropy_dlogits_door(logits: Any, target: Any) -> Arguments:
 
 
 def _sgd_door(parameter: Any, gradient: Any, velocity: Any, *, learning_rate: Any, momentum: Any = 0) -> Arguments:
-    check_arrays("sgd", parameter=parameter, gradient=gradient, velocity=velocity)
-    if not tuple(parameter.shape) == tuple(gradient.shape) == tuple(velocity.shape):
+    arrays = {"parameter": parameter, "gradient": gradient, "velocity": velocity}
+    check_arrays("sgd", **arrays)
+    if len({tuple(array.shape) for array in arrays.values()}) > 1:
         raise ShapeError(
             "sgd",
-            f"parameter is {tuple(parameter.shape)}, gradient {tuple(gradient.shape)}, velocity {tuple(velocity.shape)}",
+            ", ".join(f"{name} is {tuple(array.shape)}" for name, array in arrays.items()),
             "equal shapes",
             "Start velocity as zeros like the parameter.",
         )
@@ -64,7 +65,7 @@ def _sgd_door(parameter: Any, gradient: Any, velocity: Any, *, learning_rate: An
 def cross_entropy(logits: Shaped[Array, "n k"], target: Int[Array, "n"]) -> Shaped[Array, ""]:
     """How far the softmax of the logits is from the right classes, averaged over the batch.
 
-    `loss = 1/N sum_n ( log sum_k exp(logits[n,k] - m[n]) - (logits[n, target[n]] - m[n]) )` with `m[n] = max_k logits[n,k]`
+    `loss = 1/N sum_n ( log sum_k exp(z[n,k]) - z[n,target[n]] )` with `z[n,k] = logits[n,k] - max_k logits[n,k]`
 
     The maximum is taken out first, so no exponential overflows. Unit: nats. `target` holds classes 0 .. k-1.
     Raises DtypeError, ShapeError, ParameterError. Source: PyTorch `torch.nn.functional.cross_entropy`.

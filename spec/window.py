@@ -134,7 +134,7 @@ class Window:
         return p * self.stride[axis] + r * self.dilation[axis] - self.padding[axis][0]
 
     def gather(self, x: np.ndarray, fill: object) -> np.ndarray:
-        """`taps[n,c,p,q,r,s] = x[n, c, p*stride + r*dilation - pad, q*stride + s*dilation - pad]`; padding reads `fill`."""
+        """`taps[n,c,p,q,r,s] = x[n, c, p*stride + r*dilation - pad, q*stride + s*dilation - pad]`, `fill` outside."""
         h, w, pads = self._padded(x.shape)
         return np.pad(x, [(0, 0), (0, 0), *pads], constant_values=fill)[:, :, h, w]  # type: ignore[arg-type]
 
