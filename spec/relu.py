@@ -33,7 +33,9 @@ def relu(x: Shaped[Array, "*any"]) -> Shaped[Array, "*any"]:
     NaN stays NaN; relu(-0.0) is -0.0, for a tie keeps x, as in PyTorch and ONNX Runtime. Any shape.
     Raises DtypeError. Source: PyTorch `torch.nn.functional.relu`; ONNX `Relu`.
     """
-    return maximum(x, np.zeros((), x.dtype))
+    zero = np.zeros((), x.dtype)
+    # Exact scalars have no -0.0 to keep; there a tie keeps the zero, which has no tangent: the derivative at 0 is 0.
+    return maximum(zero, x) if x.dtype == object else maximum(x, zero)
 
 
 @operator(_relu_dx_door)
