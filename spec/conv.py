@@ -130,8 +130,8 @@ def conv2d(
 
     Filter k sees the channels of its group only: with `groups` g, weight is packed `(k, c // g, r, s)`. `x` is
     `(n, c, h, w)` or one image `(c, h, w)`; batch 0 is legal. `stride` and `dilation` are an int or `(h, w)`, `padding`
-    an int, `(h, w)` or `((top, bottom), (left, right))`. Any scalar type, the same for all arrays. Padding is a zero that is
-    multiplied: an infinite weight over it gives NaN here, while a kernel may skip it (PyTorch does either).
+    an int, `(h, w)` or `((top, bottom), (left, right))`. Any scalar type, the same for all arrays. Padding is a zero
+    that is multiplied: an infinite weight over it gives NaN here, while a kernel may skip it (PyTorch does either).
 
     Raises DtypeError, ShapeError, ParameterError. Source: PyTorch `torch.nn.functional.conv2d`; ONNX `Conv`.
     """
@@ -159,7 +159,7 @@ def conv2d_dx(
     """
     k, _, r, s = weight.shape
     taps = np.einsum("ngkpq,gkcrs->ngcpqrs", _by_group(dy, groups), weight.reshape(groups, k // groups, -1, r, s))
-    return window.scatter(taps.reshape(len(dy), -1, *taps.shape[3:]), x_shape)
+    return window.scatter(taps.reshape(len(dy), x_shape[1], *taps.shape[3:]), x_shape)
 
 
 @operator(_conv2d_dweight_door)

@@ -19,7 +19,8 @@ class Op:
 
     `gradients` maps the argument to the operator that gives its gradient. `linear_in` names the arguments in which the
     forward is linear when the others are held (jointly a polynomial: whole-number tests are then identity tests).
-    `onnx` is the ONNX operator type, None for what is not part of an exported graph. Problems to test it with are
+    `rational` says that it only adds, multiplies and compares: exact on whole numbers, at home on any scalar. `onnx` is
+    the ONNX operator type, None for what is not part of an exported graph. Problems to test it with are
     `kernelproof.proofs.problems.<name>`.
     """
 
@@ -27,6 +28,7 @@ class Op:
     forward: Operator[...]
     gradients: Mapping[str, Operator[...]] = field(default_factory=dict)
     linear_in: tuple[str, ...] = ()
+    rational: bool = True
     onnx: str | None = None
 
 
@@ -50,7 +52,7 @@ OPS: Mapping[str, Op] = {
         ),
         Op("relu", relu, {"x": relu_dx}, onnx="Relu"),
         Op("flatten", flatten, {"x": flatten_dx}, linear_in=("x",), onnx="Flatten"),
-        Op("cross_entropy", cross_entropy, {"logits": cross_entropy_dlogits}),
+        Op("cross_entropy", cross_entropy, {"logits": cross_entropy_dlogits}, rational=False),
         Op("sgd", sgd, linear_in=("parameter", "gradient", "velocity")),
     )
 }

@@ -118,13 +118,14 @@ def max_pool2d_dx(
     n, c, h, w = x.shape
     dx = np.zeros((n, c, h * w), dy.dtype)
     image, channel = np.ogrid[:n, :c]
-    np.add.at(dx, (image[..., None], channel[..., None], winner.reshape(n, c, -1)), dy.reshape(n, c, -1))
+    np.add.at(dx, (image[..., None, None], channel[..., None, None], winner), dy)
     return dx.reshape(n, c, h, w)
 
 
 def _in_order(taps: Array) -> Array:
     """`[n,c,p,q,r,s]` as `[tap][n,c,p,q]`, the taps in row-major window order."""
-    return np.moveaxis(taps.reshape(*taps.shape[:4], -1), -1, 0)
+    n, c, p, q, r, s = taps.shape
+    return np.moveaxis(taps.reshape(n, c, p, q, r * s), -1, 0)
 
 
 def _winner(x: Array, y: Array, window: Window) -> Array:

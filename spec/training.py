@@ -105,5 +105,5 @@ def sgd(
     Start from zero velocity. Any shape. Raises DtypeError, ShapeError, ParameterError.
     Source: PyTorch `torch.optim.SGD` (dampening 0, no Nesterov, no weight decay).
     """
-    velocity = momentum * velocity + gradient
-    return parameter - learning_rate * velocity, velocity
+    velocity = np.asarray(momentum * velocity + gradient)
+    return np.asarray(parameter - learning_rate * velocity), velocity

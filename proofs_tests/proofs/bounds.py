@@ -1,0 +1,88 @@
+"""How far a correct kernel may be from real arithmetic: derived, for every element, whatever its order of summation.
+
+`gamma(n) = n*u / (1 - n*u)` bounds the relative error of n roundings of unit u in any order, with or without FMA.
+Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., ch. 3.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .problems import Problem
+
+FUNCTION_ULPS = 2
+"""exp and log are taken to be within this many units in the last place, as libm, SVML and CUDA document or better."""
+
+
+def unit_roundoff(dtype: str | np.dtype) -> float:
+    """u, half the gap above 1: 2**-24 for float32, 2**-53 for float64."""
+    return float(np.finfo(dtype).eps) / 2
+
+
+def gamma(n: np.ndarray | float, u: float) -> np.ndarray | float:
+    """`n*u / (1 - n*u)`."""
+    return n * u / (1 - n * u)
+
+
+def rounding_bound(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: str | np.dtype) -> tuple[np.ndarray, ...]:
+    """For each result, elementwise, the error that computing in `dtype` may leave; zero where nothing is rounded."""
+    u, tiny = unit_roundoff(dtype), float(np.finfo(dtype).smallest_subnormal)
+    magnitudes = {name: np.abs(array).astype(np.float64) for name, array in arrays.items()}
+    if problem.operator == "sgd":
+        return _sgd(problem, magnitudes, u, tiny)
+    if problem.op.name == "cross_entropy":
+        return _cross_entropy(problem, arrays, u, tiny)
+    if not problem.op.linear_in:
+        # A selection copies; only its gradient adds, at most one dy for each window that holds the pixel.
+        windows = int(np.prod(problem.options.get("kernel_size", (1,))))
+        if "." not in problem.operator or windows == 1:
+            return (np.zeros(problem.output if "." not in problem.operator else problem.shapes["x"]),)
+        return (
+            gamma(windows, u)
+            * np.asarray(problem.call(problem.spec, magnitudes | {"x": arrays["x"].astype(np.float64)})),
+        )
+    # Sums of products: the specification on ones counts the terms, on magnitudes it gives sum |x||w| + |b|.
+    count = np.asarray(problem.call(problem.spec, {name: np.ones_like(each) for name, each in magnitudes.items()}))
+    magnitude = np.asarray(problem.call(problem.spec, magnitudes))
+    return (gamma(count + 1, u) * magnitude + count * tiny,)
+
+
+def _sgd(
+    problem: Problem, magnitudes: Mapping[str, np.ndarray], u: float, tiny: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two products, two sums and two rounded rates: no entry passes more than six roundings."""
+    rate, momentum = problem.options["learning_rate"], problem.options["momentum"]
+    velocity = momentum * magnitudes["velocity"] + magnitudes["gradient"]
+    parameter = magnitudes["parameter"] + rate * velocity
+    return gamma(6, u) * parameter + 2 * tiny, gamma(3, u) * velocity + tiny
+
+
+def _cross_entropy(problem: Problem, arrays: Mapping[str, np.ndarray], u: float, tiny: float) -> tuple[np.ndarray, ...]:
+    """With `z = logits - max`, `e = exp(z)`, `S = sum e >= 1`, `p = e / S`:
+
+    rounding z leaves e off by a factor exp(|z|u), the function by 2 ulp, so e by `a = |z|u + 4u`; S by
+    `b = sum p*a + gamma(k)`; log S by `b + 4u*log S`. Each is first order, so `t / (1 - t)` closes the chain.
+    """
+    logits, target = arrays["logits"].astype(np.float64), arrays["target"]
+    n, k = logits.shape
+    z = logits - logits.max(axis=1, keepdims=True)
+    e = np.exp(z)
+    total = e.sum(axis=1, keepdims=True)
+    p = e / total
+    # Where exp underflows the relative error is lost, the absolute one is not: it stays below the smallest number.
+    e_error = np.minimum(np.abs(z) * u, 1) + 2 * FUNCTION_ULPS * u
+    total_error = _closed((p * e_error).sum(axis=1, keepdims=True) + gamma(k, u)) + k * tiny
+    if problem.operator == "cross_entropy":
+        log_total = np.log(total)
+        z_target = np.abs(np.take_along_axis(z, target[:, None], axis=1))
+        row = (log_total + z_target)[:, 0]
+        row_error = (total_error + 2 * FUNCTION_ULPS * u * log_total + u * z_target)[:, 0]
+        return (np.asarray((row_error + gamma(n + 2, u) * (row + row_error)).sum() / n + tiny),)
+    is_target = np.arange(k) == target[:, None]
+    p_error = p * _closed(e_error + total_error + u)
+    result = np.abs(p - is_target) + p_error
+    return ((p_error + gamma(2, u) * result) / n + 2 * tiny,)
+
+
+def _closed(t: np.ndarray) -> np.ndarray:
+    return t / (1 - t)

@@ -1,0 +1,227 @@
+"""Problems to hold a kernel to: a configuration, a value family and a seed, valid by construction.
+
+hypothesis draws the configuration alone, so a failing problem shrinks to a few small numbers and prints as one line
+that runs. The arrays follow from the seed. One strategy a row of the operator table; gradients share the forward's.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from kernelproof.spec import OPS, Op, Window, find
+from kernelproof.spec.errors import KernelproofError
+from kernelproof.spec.operator import Operator
+from kernelproof.spec.pool import pool_window
+
+from .values import DRAWS, laid_out
+
+Shape = tuple[int, ...]
+
+TILES = (7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
+"""Sizes on both sides of the widths that kernels tile and vectorise by."""
+
+LAYOUTS = ("contiguous", "guarded", "reversed", "spread", "transposed", "channels_last", "read_only")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of one operator: everything is in these fields, `repr` is code that makes it again.
+
+    `shapes` are the forward's arrays, `output` its result's shape; `options` the forward's other arguments, one per
+    axis, padding four-sided. `family` names the values' distribution in `kernelproof.proofs.values`.
+    """
+
+    operator: str
+    shapes: Mapping[str, Shape]
+    options: Mapping[str, Any]
+    output: Shape
+    family: str
+    seed: int = 0
+    dtype: str = "float32"
+    layout: str = "contiguous"
+
+    @property
+    def op(self) -> Op:
+        """The row of the operator table that this problem's operator belongs to."""
+        return OPS[self.operator.partition(".")[0]]
+
+    @property
+    def spec(self) -> Operator[...]:
+        """The specification that decides."""
+        return find(self.operator)
+
+    @property
+    def array_shapes(self) -> dict[str, Shape]:
+        """The shapes of the operator's own array arguments, in its order."""
+        shapes = {**self.shapes, "dy": self.output}
+        return {name: shapes[name] for name in inspect.signature(self.spec).parameters if name in shapes}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The array arguments, drawn from the family by the seed, in the problem's memory layout."""
+        generator = np.random.default_rng([self.seed, *map(ord, self.family)])
+        drawn = DRAWS[self.family](self, generator)
+        return {name: laid_out(array, self.layout) for name, array in drawn.items()}
+
+    def call(self, function: Callable[..., Any], arrays: Mapping[str, Any]) -> Any:
+        """`function` on these arrays with the operator's own arguments, options by name."""
+        given: dict[str, Any] = {**self.options, **arrays}
+        given |= {f"{name}_shape": shape for name, shape in self.shapes.items()}
+        positional, by_name = [], {}
+        for name, parameter in inspect.signature(self.spec).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                if name in given:
+                    by_name[name] = given[name]
+            else:
+                positional.append(given.get(name, None))
+        return function(*positional, **by_name)
+
+    def redrawn(self, draw: int) -> "Problem":
+        """The same configuration with other values: the `draw`-th after this one."""
+        return replace(self, seed=self.seed + 2**16 * draw)
+
+
+_batch = st.sampled_from((1, 2, 3, 4, 2, 3, 5, 0))
+"""Mostly a few, now and then none: an empty batch is legal and proves little."""
+
+
+def _size(most: int) -> st.SearchStrategy[int]:
+    return st.integers(1, most)
+
+
+@st.composite
+def conv2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+    """Every geometry of a convolution: any stride, dilation, four paddings and groups, sizes that fit."""
+    groups, n = draw(_size(3)), draw(_batch)
+    channels, filters = draw(_size(3)), draw(_size(3))
+    kernel, stride, dilation = ((draw(_size(3)), draw(_size(3))) for _ in range(3))
+    padding = tuple((draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in range(2))
+    window = Window(kernel, stride, padding, dilation)
+    h, w = (_fitting(draw, window, axis) for axis in (0, 1))
+    # One long axis at a time: past every tile and vector width, at a cost that stays small.
+    match draw(st.sampled_from(("none", "none", "channels", "filters", "n", "h", "w"))):
+        case "channels":
+            channels = draw(st.sampled_from(TILES))
+        case "filters":
+            filters = draw(st.sampled_from(TILES))
+        case "n":
+            n = draw(st.sampled_from(TILES[:9]))
+        case "h":
+            h += draw(st.sampled_from(TILES[:12]))
+        case "w":
+            w += draw(st.sampled_from(TILES[:12]))
+    shapes = {"x": (n, channels * groups, h, w), "weight": (filters * groups, channels, *kernel)}
+    if draw(st.booleans()):
+        shapes["bias"] = (filters * groups,)
+    output = (n, filters * groups, window.p((h, w)), window.q((h, w)))
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return shapes, options, output
+
+
+@st.composite
+def max_pool2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+    """Every geometry of max pooling in which each window sees the input."""
+    n, c = draw(_batch), draw(_size(4))
+    kernel, stride, dilation = ((draw(_size(3)), draw(_size(3))) for _ in range(3))
+    padding = tuple(
+        (draw(st.integers(0, reach)), draw(st.integers(0, reach)))
+        for reach in ((size - 1) * gap for size, gap in zip(kernel, dilation, strict=True))
+    )
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": draw(st.booleans())}
+    window = Window(kernel, **options)
+    h, w = (_fitting(draw, window, axis) for axis in (0, 1))
+    if draw(st.booleans()):
+        w += draw(st.sampled_from(TILES[:9]))
+    try:
+        pool_window("max_pool2d", (h, w), kernel, **options)
+    except KernelproofError:
+        # A window that sees padding only is refused by the operator. Without padding none does.
+        options["padding"] = ((0, 0), (0, 0))
+        h, w = max(h, window.extent(0)), max(w, window.extent(1))
+    window = Window(kernel, **options)
+    options |= {"kernel_size": kernel, "return_indices": draw(st.booleans())}
+    return {"x": (n, c, h, w)}, options, (n, c, window.p((h, w)), window.q((h, w)))
+
+
+@st.composite
+def linear(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+    """Any batch and feature counts, one of them long now and then."""
+    n, c, k = draw(_batch), draw(_size(5)), draw(_size(5))
+    match draw(st.sampled_from(("none", "n", "c", "k"))):
+        case "n":
+            n = draw(st.sampled_from(TILES))
+        case "c":
+            c = draw(st.sampled_from(TILES))
+        case "k":
+            k = draw(st.sampled_from(TILES))
+    shapes = {"x": (n, c), "weight": (k, c)}
+    if draw(st.booleans()):
+        shapes["bias"] = (k,)
+    return shapes, {}, (n, k)
+
+
+@st.composite
+def relu(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+    """Any shape, of up to four axes."""
+    shape = draw(_any_shape())
+    return {"x": shape}, {}, shape
+
+
+@st.composite
+def flatten(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+    """Any batch of images."""
+    n, c, h, w = draw(_batch), draw(_size(4)), draw(_size(5)), draw(_size(5))
+    return {"x": (n, c, h, w)}, {}, (n, c * h * w)
+
+
+@st.composite
+def cross_entropy(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+    """Any number of rows and classes; more than one class now and then far more."""
+    n, k = draw(_size(5)), draw(st.one_of(_size(6), st.sampled_from(TILES)))
+    return {"logits": (n, k), "target": (n,)}, {}, ()
+
+
+@st.composite
+def sgd(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+    """Any shape; whole rates where the result has to be exact, everyday ones where it is rounded."""
+    shape = draw(_any_shape())
+    rates = {"real": (0.0, 0.01, 0.1, 0.9), "mantissa": (0, 1)}.get(family, (0, 1, 2, 3))
+    rate = st.sampled_from(rates)
+    options = {"learning_rate": draw(rate), "momentum": draw(rate)}
+    return {"parameter": shape, "gradient": shape, "velocity": shape}, options, shape
+
+
+@st.composite
+def _any_shape(draw: st.DrawFn) -> Shape:
+    shape = draw(st.lists(_batch, max_size=4))
+    if shape and draw(st.booleans()):
+        shape[-1] = draw(st.sampled_from(TILES))
+    return tuple(shape)
+
+
+def _fitting(draw: st.DrawFn, window: Window, axis: int) -> int:
+    """An input size that the window fits, from the smallest legal one upward."""
+    return max(1, window.extent(axis) - sum(window.padding[axis])) + draw(st.integers(0, 5))
+
+
+STRATEGIES: Mapping[str, Callable[[str], st.SearchStrategy[Any]]] = {
+    "conv2d": conv2d,
+    "max_pool2d": max_pool2d,
+    "linear": linear,
+    "relu": relu,
+    "flatten": flatten,
+    "cross_entropy": cross_entropy,
+    "sgd": sgd,
+}
+
+
+@st.composite
+def problems(draw: st.DrawFn, operator: str, family: str, dtypes: tuple[str, ...] = ("float32",)) -> Problem:
+    """Problems of one operator with values of one family."""
+    shapes, options, output = draw(STRATEGIES[operator.partition(".")[0]](family))
+    seed = draw(st.integers(0, 2**16 - 1))
+    layout = draw(st.sampled_from(LAYOUTS))
+    return Problem(operator, shapes, options, output, family, seed, draw(st.sampled_from(dtypes)), layout)

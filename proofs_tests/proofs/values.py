@@ -1,0 +1,151 @@
+"""The values of a problem: families of numbers chosen so that an answer can be judged without a tolerance."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .problems import Problem
+
+Arrays = dict[str, np.ndarray]
+
+
+def significand_bits(dtype: str) -> int:
+    """Bits of the significand, the hidden one included: 24 for float32, 53 for float64."""
+    return np.finfo(dtype).nmant + 1
+
+
+def terms(problem: "Problem") -> int:
+    """The greatest number of products that one output element sums: the specification on ones counts them."""
+    if not problem.op.linear_in:
+        # Selections: an output is one input; a gradient sums at most one dy for each window.
+        return max(1, math.prod(problem.options.get("kernel_size", (1,))))
+    ones = {name: np.ones(shape, np.int64) for name, shape in problem.array_shapes.items()}
+    if problem.operator == "sgd":
+        return 1 + problem.options["learning_rate"] * (1 + problem.options["momentum"])
+    counted = problem.call(problem.spec, ones)
+    return max(1, int(counted.max(initial=1)))
+
+
+def largest_whole(problem: "Problem") -> int:
+    """The greatest M such that sums of `terms` products of whole numbers up to M are exact in float32, in any order."""
+    room = 2 ** significand_bits("float32") // terms(problem)
+    return max(1, math.isqrt(room))
+
+
+def whole(problem: "Problem", generator: np.random.Generator) -> Arrays:
+    """Uniform whole numbers, so small that every partial sum is exact: `terms * M * M <= 2**24`."""
+    most = largest_whole(problem)
+    return _each(problem, lambda shape: generator.integers(-most, most + 1, shape))
+
+
+def ties(problem: "Problem", generator: np.random.Generator) -> Arrays:
+    """-1, 0 and 1: windows full of ties, rectifiers exactly at zero."""
+    return _each(problem, lambda shape: generator.integers(-1, 2, shape))
+
+
+def mantissa(problem: "Problem", generator: np.random.Generator) -> Arrays:
+    """Odd numbers that need every bit of the significand, each met by a single one or by none.
+
+    Every output is one of them or zero, exactly: a kernel that drops bits of an operand or of a product cannot hide it.
+    """
+    bits = significand_bits(problem.dtype)
+
+    def odd(shape: tuple[int, ...]) -> np.ndarray:
+        return generator.choice([-1, 1], shape) * (generator.integers(2 ** (bits - 2), 2 ** (bits - 1), shape) * 2 + 1)
+
+    def single(shape: tuple[int, ...], value: np.ndarray) -> np.ndarray:
+        array = np.zeros(shape, np.int64)
+        array.reshape(-1)[generator.integers(max(1, array.size)) :][:1] = value
+        return array
+
+    shapes = dict(problem.array_shapes)
+    if problem.op.name == "flatten":
+        return {name: odd(shape).astype(problem.dtype) for name, shape in shapes.items()}
+    # Gradients of a selection and of a bias add what arrives: a single number keeps that exact.
+    full = "x" if not problem.op.linear_in else generator.choice(list(shapes)) if len(shapes) > 1 else ""
+    value = odd(()) if not problem.op.linear_in or not full else np.int64(1)
+    absent = "bias" if full != "bias" else ""
+    drawn = {
+        name: odd(shape) if name == full else single(shape, value * (name != absent)) for name, shape in shapes.items()
+    }
+    return {name: np.asarray(array).astype(problem.dtype) for name, array in drawn.items()}
+
+
+def real(problem: "Problem", generator: np.random.Generator) -> Arrays:
+    """Reals: normal, all positive, spread over many powers of two, or close together and far from zero."""
+    kind = generator.integers(4)
+
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        array = generator.standard_normal(shape)
+        match kind:
+            case 1:
+                return np.abs(array)
+            case 2:
+                return array * 2.0 ** generator.integers(-12, 12, shape)
+            case 3:
+                return array - 1e7
+        return array
+
+    return _each(problem, draw)
+
+
+def special(problem: "Problem", generator: np.random.Generator) -> Arrays:
+    """Small whole numbers, some replaced by NaN, infinities, -0 and subnormals, in one array of the problem.
+
+    In a convolution that pads, only the array that is read through the window: what an infinite weight meets in the
+    padding, a zero or nothing, is left open by the specification.
+    """
+    arrays = _each(problem, lambda shape: generator.integers(-3, 4, shape))
+    names = [name for name in arrays if name != "target"]
+    if problem.op.name == "conv2d" and np.any(problem.options["padding"]):
+        names = ["x"] if "x" in arrays else ["dy"]
+    chosen = arrays[names[generator.integers(len(names))]]
+    pool = np.array([np.nan, np.inf, -np.inf, -0.0, np.finfo(problem.dtype).smallest_subnormal], problem.dtype)
+    where = generator.random(chosen.shape) < generator.choice([0.1, 0.5])
+    if generator.random() < 0.25:
+        # Subnormals alone: beside ordinary numbers a flush to zero would be rounded away.
+        chosen *= pool[-1]
+    else:
+        chosen[where] = generator.choice(pool[:-1], int(where.sum()))
+    return arrays
+
+
+def _each(problem: "Problem", draw: Callable[[tuple[int, ...]], np.ndarray]) -> Arrays:
+    arrays = {name: np.asarray(draw(shape)).astype(problem.dtype) for name, shape in problem.array_shapes.items()}
+    if "target" in arrays:
+        # Classes, not numbers: the first value drawn for each row, folded into their range.
+        arrays["target"] = np.abs(arrays["target"]).astype(np.int64) % problem.shapes["logits"][1]
+    return arrays
+
+
+DRAWS: Mapping[str, Callable[..., Arrays]] = {
+    family.__name__: family for family in (whole, ties, mantissa, real, special)
+}
+
+
+def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
+    """The same values in another place in memory; the gaps and guard bands are filled with NaN."""
+    poison: Any = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).min
+    match layout:
+        case "guarded":
+            buffer = np.full(array.size + 64, poison, array.dtype)
+            view = buffer[31 : 31 + array.size].reshape(array.shape)
+            view[...] = array
+            return view
+        case "reversed" if array.ndim:
+            return np.ascontiguousarray(array[..., ::-1])[..., ::-1]
+        case "spread" if array.ndim:
+            buffer = np.full((*array.shape[:-1], 2 * array.shape[-1]), poison, array.dtype)
+            buffer[..., ::2] = array
+            return buffer[..., ::2]
+        case "transposed":
+            return np.asfortranarray(array)
+        case "channels_last" if array.ndim == 4:
+            return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        case "read_only":
+            array = array.copy()
+            array.flags.writeable = False
+    return array
