@@ -45,7 +45,16 @@ class Backend:
         return f"<backend {self.name}>"
 
 
-cpu, cuda = Backend("cpu"), Backend("cuda")
+class _Cuda(Backend):
+    """The GPU: arrays go through the door as device arrays and come back as the caller's kind, numpy's included."""
+
+    def __call__(self, operator: Operator[...], *args: Any, **kwargs: Any) -> Any:
+        kernel = self.kernel(operator)
+        arrays = importlib.import_module("kernelproof.kernels.cuda.arrays")
+        return arrays.on_device(operator, kernel, args, kwargs)
+
+
+cpu, cuda = Backend("cpu"), _Cuda("cuda")
 
 
 def backend(name: str) -> Backend:
@@ -61,7 +70,7 @@ def backend_of(operator: str, arguments: Iterable[Any]) -> Backend:
     for each in arguments:
         if isinstance(each, np.ndarray):
             places.add("cpu")
-        elif getattr(each, "__cuda_array_interface__", None) is not None:
+        elif is_device_array(each):
             places.add("cuda")
         elif hasattr(each, "dtype") and hasattr(each, "shape"):
             raise DtypeError(
@@ -73,6 +82,14 @@ def backend_of(operator: str, arguments: Iterable[Any]) -> Backend:
     if len(places) == 2:
         raise DtypeError(operator, "arrays in host and device memory", "all in one place", "Move them first.")
     return cuda if places == {"cuda"} else cpu
+
+
+def is_device_array(argument: Any) -> bool:
+    """Whether it is an array in a GPU's memory, or in that of numba's simulator, which has numba's mark alone."""
+    try:
+        return hasattr(argument, "__cuda_array_interface__") or hasattr(argument, "__cuda_ndarray__")
+    except RuntimeError:  # torch's answer for a tensor on the GPU that requires grad.
+        return True
 
 
 def on_kernels(operator: Operator[...]) -> Callable[..., Any]:

@@ -1,0 +1,21 @@
+"""The operators on NVIDIA GPUs, compiled by numba-cuda: plain, right, and the same code on every compute capability.
+
+Every output element is summed by one thread, or by one block in a fixed tree, so the bits do not depend on the order
+in which threads run. No warp operations and no PTX: numba's simulator (`NUMBA_ENABLE_CUDASIM=1`) runs it without a GPU.
+"""
+
+import importlib.util
+
+from kernelproof.spec.errors import UnsupportedError
+
+if importlib.util.find_spec("numba_cuda") is None:
+    raise UnsupportedError(
+        "kernelproof.kernels.cuda",
+        "no numba-cuda in this environment",
+        "the extra `cuda`",
+        "Install it with pip install 'kernelproof[cuda]'.",
+    )
+
+from . import conv, linear, pool, relu, training
+
+__all__ = ["conv", "linear", "pool", "relu", "training"]

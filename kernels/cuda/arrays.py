@@ -1,0 +1,208 @@
+"""Arrays in device memory: the caller's own, without a copy, on the caller's device and stream.
+
+A call takes the memory, device and current stream of its first device array; results come from that library's own
+allocator, so they are torch tensors for torch tensors, cupy arrays for cupy arrays, numba device arrays for all others.
+If all arrays are numpy's, they are copied to the GPU and the results back.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numba import cuda
+from numba.core import config
+
+from kernelproof.kernels.dispatch import is_device_array
+from kernelproof.spec.errors import DtypeError, UnsupportedError
+from kernelproof.spec.operator import Operator
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+"""Whether numba's simulator stands in for the GPU."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one call runs: a GPU's number, a stream's handle, and whose arrays its results are: torch, cupy or numba."""
+
+    library: str
+    device: int
+    stream: int
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> "DeviceArray":
+        """A new row-major array that holds anything; the kernel writes all of it."""
+        dtype = np.dtype(dtype)
+        if self.library == "torch":
+            torch = sys.modules["torch"]
+            new = torch.empty(tuple(shape), dtype=getattr(torch, dtype.name), device=f"cuda:{self.device}")
+        elif self.library == "cupy":
+            new = sys.modules["cupy"].empty(tuple(shape), dtype)
+        else:
+            new = cuda.device_array(tuple(shape), dtype, stream=numba_stream(self.stream))
+        return DeviceArray(new, dtype, self)
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """A caller's array as doors and kernels see it: a shape, numpy's dtype, and the place of the call."""
+
+    owner: Any
+    dtype: np.dtype
+    place: Place
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.owner.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.owner.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __getitem__(self, index: Literal[0] | None) -> "DeviceArray":
+        """The two steps that doors take: `array[None]` puts an axis of one in front, `array[0]` takes it away."""
+        if index is None and library_of(self.owner) == "numba" and not SIMULATED:
+            # numba's device arrays do not index with None.
+            interface = dict(self.owner.__cuda_array_interface__)
+            if interface["strides"] is not None:
+                interface["strides"] = (interface["strides"][0] * self.shape[0], *interface["strides"])
+            interface["shape"] = (1, *self.shape)
+            return self._like(cuda.from_cuda_array_interface(interface, owner=self.owner, sync=False))
+        return self._like(self.owner[index])
+
+    def _like(self, owner: Any) -> "DeviceArray":
+        return DeviceArray(owner, self.dtype, self.place)
+
+    def empty(self, shape: Sequence[int], dtype: Any = None) -> "DeviceArray":
+        """A new array beside this one, of its scalar type unless another is asked for."""
+        return self.place.empty(shape, self.dtype if dtype is None else dtype)
+
+    def view(self) -> Any:
+        """This memory as numba launches on it; a scalar as one entry."""
+        array = self if self.shape else self[None]
+        return array.owner if library_of(array.owner) == "numba" else cuda.as_cuda_array(array.owner, sync=False)
+
+    def copy_to_host(self) -> np.ndarray:
+        """The values as a numpy array, once everything before on this stream is done."""
+        if library_of(self.owner) == "torch":
+            return self.owner.cpu().numpy()
+        if library_of(self.owner) == "cupy":
+            return self.owner.get()
+        if self.size == 0 or SIMULATED or self.owner.is_c_contiguous():
+            return self.owner.copy_to_host()
+        from .relu import copied  # numba's own copy refuses some strides.
+
+        return copied(self).copy_to_host()
+
+
+def library_of(array: Any) -> str:
+    """Whose array it is: "torch", "cupy", or "numba", which reads all others by their interface."""
+    for library, kind in (("torch", "Tensor"), ("cupy", "ndarray")):
+        if library in sys.modules and isinstance(array, getattr(sys.modules[library], kind)):
+            return library
+    return "numba"
+
+
+def numba_stream(handle: int) -> Any:
+    """numba's stream for a handle of the CUDA driver; 0 is the default stream."""
+    return cuda.external_stream(handle) if handle else 0
+
+
+def on_device(
+    operator: Operator[...], kernel: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call `kernel` through the operator's door with arrays on the GPU, results as the caller's kind of array.
+
+    Raises UnsupportedError without a GPU or the simulator, for arrays on several GPUs, for tensors that require grad.
+    """
+    name = operator.__name__
+    if not cuda.is_available():
+        raise UnsupportedError(
+            name,
+            "no GPU that numba can use",
+            "an NVIDIA GPU with its driver and CUDA's compiler libraries, or numba's simulator",
+            "Install the driver and pip install 'numba-cuda[cu12]' or [cu13]; or set NUMBA_ENABLE_CUDASIM=1.",
+        )
+    arguments = [*args, *kwargs.values()]
+    on_gpu = [each for each in arguments if is_device_array(each)]
+    with _at(name, on_gpu) as place:
+        taken = [_take(name, each, place) for each in arguments]
+        result = operator.perform(kernel, *taken[: len(args)], **dict(zip(kwargs, taken[len(args) :], strict=True)))
+        results = result if isinstance(result, tuple) else (result,)
+        given = tuple(each.owner if on_gpu else each.copy_to_host() for each in results)
+    return given if isinstance(result, tuple) else given[0]
+
+
+@contextlib.contextmanager
+def _at(operator: str, arrays: list[Any]) -> Iterator[Place]:
+    """The place of a call on these arrays, its GPU made current and its stream ordered with the arrays' streams."""
+    places = [_place(each) for each in arrays] or [Place("numba", _current_device(), 0)]
+    if len({place.device for place in places}) > 1:
+        devices = ", ".join(str(place.device) for place in places)
+        raise UnsupportedError(operator, f"arrays on GPUs {devices}", "all on one GPU", "Move them first.")
+    here, others = places[0], {place.stream for place in places} - {places[0].stream}
+    with contextlib.nullcontext() if here.device == _current_device() else cuda.gpus[here.device]:
+        for stream in others:  # What fills the other arrays has to be done before the kernel reads them,
+            _wait(here.stream, stream)
+        yield here
+        for stream in others:  # and the kernel has to be done before their memory is used again.
+            _wait(stream, here.stream)
+
+
+def _place(array: Any) -> Place:
+    library = library_of(array)
+    if library == "torch":
+        stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
+        return Place(library, array.device.index, stream)
+    if library == "cupy":
+        return Place(library, array.device.id, sys.modules["cupy"].cuda.get_current_stream().ptr)
+    if hasattr(array, "__cuda_ndarray__"):
+        stream = 0 if SIMULATED else array.__cuda_array_interface__["stream"]
+    else:
+        stream = array.__cuda_array_interface__.get("stream")
+    # 1 is CUDA's other name for the default stream. Arrays of unknown origin are taken to lie on the current GPU.
+    return Place(library, _current_device(), 0 if stream in (None, 1) else int(stream))
+
+
+def _current_device() -> int:
+    return 0 if SIMULATED else cuda.get_current_device().id
+
+
+def _wait(waiting: int, awaited: int) -> None:
+    event = cuda.event(timing=False)
+    event.record(numba_stream(awaited))
+    event.wait(numba_stream(waiting))
+
+
+def _take(operator: str, argument: Any, place: Place) -> Any:
+    if isinstance(argument, np.ndarray):
+        native = np.require(argument, argument.dtype.newbyteorder("="), "C")
+        argument = cuda.to_device(native, stream=numba_stream(place.stream))
+    elif not is_device_array(argument):
+        return argument
+    if library_of(argument) == "torch":
+        return DeviceArray(argument, _tensor_dtype(operator, argument), place)
+    if library_of(argument) == "numba" and not hasattr(argument, "__cuda_ndarray__"):
+        argument = cuda.as_cuda_array(argument, sync=False)
+    return DeviceArray(argument, np.dtype(argument.dtype), place)
+
+
+def _tensor_dtype(operator: str, tensor: Any) -> np.dtype:
+    if tensor.requires_grad:
+        raise UnsupportedError(
+            operator,
+            "a tensor that requires grad",
+            "tensors without: autograd cannot see this call",
+            "Pass x.detach().",
+        )
+    try:
+        return np.dtype(str(tensor.dtype).removeprefix("torch."))
+    except TypeError:
+        raise DtypeError(
+            operator, f"a tensor of {tensor.dtype}", "float32 or float64", "Convert with .float()."
+        ) from None

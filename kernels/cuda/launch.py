@@ -1,0 +1,89 @@
+"""How a core is launched, and the device functions that cores share."""
+
+import contextlib
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from .arrays import SIMULATED, DeviceArray, numba_stream
+
+# A simulated thread is a Python thread: a few of them do, and go round the grid-stride loops more than once.
+THREADS, _LEAST_BLOCKS, _MOST_BLOCKS = (4, 1, 3) if SIMULATED else (256, 128, 2**20)
+"""Threads in a block, a power of two; numba warns of grids under 128 blocks, whose idle blocks cost next to nothing."""
+
+
+def launch(core: Any, threads: int, *arguments: Any) -> None:
+    """Run `core` on about `threads` threads, on the stream of the call; no threads, no launch."""
+    if threads == 0:
+        return
+    stream = next(each.place.stream for each in arguments if isinstance(each, DeviceArray))
+    blocks = min(max(-(-threads // THREADS), _LEAST_BLOCKS), _MOST_BLOCKS)
+    with _GUARD():
+        core[blocks, THREADS, numba_stream(stream)](
+            *(each.view() if isinstance(each, DeviceArray) else each for each in arguments)
+        )
+
+
+@contextlib.contextmanager
+def _quiet_as_a_gpu() -> Iterator[None]:
+    """The simulator computes with numpy scalars, which warn of overflow and NaN where a GPU does not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _with_names_that_numpy_dropped() -> Iterator[None]:
+    """numba-cuda 0.30 looks up `numpy.row_stack` when it first compiles; numpy 2.5 has it no more."""
+    if SIMULATED or hasattr(np, "row_stack"):
+        yield
+        return
+    np.row_stack = np.vstack  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del np.row_stack  # type: ignore[attr-defined]
+
+
+_GUARD: Callable[[], Any] = _quiet_as_a_gpu if SIMULATED else contextlib.nullcontext
+with _with_names_that_numpy_dropped():
+    importlib.import_module("numba.cuda.np.arrayobj")
+
+
+@cuda.jit(device=True)
+def position(i, shape):
+    """The four indices of entry i, counted in row-major order."""
+    i, w = divmod(i, shape[3])
+    i, h = divmod(i, shape[2])
+    n, c = divmod(i, shape[1])
+    return n, c, h, w
+
+
+@cuda.jit(device=True)
+def reader(h, r, stride, before, dilation, size):
+    """The output position that reads h with tap r, `p*stride + r*dilation - before = h`; -1 if there is none."""
+    offset = h + before - r * dilation
+    if offset < 0 or offset % stride != 0 or offset // stride >= size:
+        return -1
+    return offset // stride
+
+
+@cuda.jit(device=True)
+def block_sum(total, partial):
+    """The sum of the block's totals in a fixed tree, told to all its threads; `partial` is shared, one entry each."""
+    thread = cuda.threadIdx.x
+    partial[thread] = total
+    cuda.syncthreads()
+    width = THREADS // 2
+    while width > 0:
+        if thread < width:
+            partial[thread] += partial[thread + width]
+        cuda.syncthreads()
+        width //= 2
+    total = partial[0]
+    cuda.syncthreads()  # No thread overwrites partial for the next sum before all have read this one.
+    return total
