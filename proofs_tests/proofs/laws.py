@@ -267,8 +267,9 @@ def returns_an_input_bit_for_bit(kernel: Kernel, problem: Problem) -> Observatio
     arrays = problem.arrays()
     came, winner = evaluate(kernel, problem, arrays)
     n, c = came.shape[:2]
-    flat = arrays["x"].reshape(n, c, -1)
-    copied = np.take_along_axis(flat, winner.reshape(n, c, -1), axis=2).reshape(came.shape)
+    image, channel = np.ogrid[:n, :c]
+    row, column = np.divmod(winner, arrays["x"].shape[3])
+    copied = arrays["x"][image[..., None, None], channel[..., None, None], row, column]
     number = ~np.isnan(copied)  # A NaN's payload is nobody's promise.
     if not np.array_equal(came[number].view(_bits(came)), copied[number].view(_bits(came))):
         index = tuple(int(axis) for axis in np.argwhere(number & (np.signbit(came) != np.signbit(copied)))[0])

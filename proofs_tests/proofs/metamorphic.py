@@ -1,0 +1,169 @@
+"""Laws that hold a kernel against itself (L6, L7): what must not change, and what must change in step.
+
+They know nothing of the specification's values, so a fault that kernel and specification share does not hide here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kernelproof.spec import OPERATORS, Window
+
+from .laws import LINEAR, Kernel, LawBroken, Observation, compare, evaluate, law
+from .problems import Problem
+
+Arrays = Mapping[str, np.ndarray]
+
+IMAGE_BY_IMAGE = (
+    "conv2d", "conv2d.dx", "max_pool2d", "max_pool2d.dx", "linear", "linear.dx", "flatten", "flatten.dx",
+)  # fmt: skip
+
+
+def _variant(problem: Problem, arrays: Arrays, **options: Any) -> Problem:
+    """The problem whose forward arrays have these shapes and whose options these values."""
+    options = problem.options | options
+    shapes = {name: array.shape for name, array in arrays.items()}
+    output = problem.output
+    if problem.op.name in ("conv2d", "max_pool2d"):
+        geometry = {name: value for name, value in options.items() if name not in ("groups", "return_indices")}
+        window = Window(geometry.pop("kernel_size", None) or shapes["weight"][2:], **geometry)
+        channels = shapes["weight"][0] if "weight" in shapes else shapes["x"][1]
+        output = (shapes["x"][0], channels, window.p(shapes["x"]), window.q(shapes["x"]))
+    return replace(problem, shapes=shapes, options=options, output=output)
+
+
+def _equal(problem: Problem, came: tuple[np.ndarray, ...], right: tuple[np.ndarray, ...], theorem: str) -> None:
+    """Equal as whole numbers; the message says which identity is broken."""
+    try:
+        compare(problem, came, right)
+    except LawBroken as broken:
+        raise LawBroken(f"{theorem}: {broken}", broken.problem, broken.index, **broken.values) from None
+
+
+def _first(results: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    # An index counts positions of its own image; the identities below speak of values.
+    return results[:1]
+
+
+@law("L6", "whole", IMAGE_BY_IMAGE)
+def computes_each_image_alone(kernel: Kernel, problem: Problem) -> Observation:
+    """`f(x)[n] = f(x[n])`: no image of a batch sees another."""
+    arrays = problem.arrays()
+    whole = evaluate(kernel, problem, arrays)
+    for n in range(problem.shapes["x"][0]):
+        alone = {name: array[n : n + 1] if name in ("x", "dy") else array for name, array in arrays.items()}
+        one = replace(
+            problem,
+            shapes={**problem.shapes, "x": (1, *problem.shapes["x"][1:])},
+            output=(1, *problem.output[1:]),
+        )
+        came = evaluate(kernel, one, alone)
+        _equal(one, tuple(each[n : n + 1] for each in whole), came, f"image {n} of the batch differs from it alone")
+    return Observation(vacuous=problem.shapes["x"][0] < 2)
+
+
+@law("L6", "whole", ["conv2d"])
+def sums_channels_in_any_order(kernel: Kernel, problem: Problem) -> Observation:
+    """`f(x[:,order], weight[:,order]) = f(x, weight)`: channels are summed, their order is nobody's."""
+    arrays = problem.arrays()
+    x, weight, groups = arrays["x"], arrays["weight"], problem.options["groups"]
+    order = np.random.default_rng(problem.seed).permutation(weight.shape[1])
+    in_groups = (np.arange(groups)[:, None] * len(order) + order).ravel()
+    permuted = {**arrays, "x": x[:, in_groups], "weight": weight[:, order]}
+    _equal(problem, evaluate(kernel, problem, permuted), evaluate(kernel, problem, arrays), "channels in another order")
+    return Observation(vacuous=len(order) < 2)
+
+
+@law("L6", "whole", ["conv2d"])
+def gives_each_filter_its_output(kernel: Kernel, problem: Problem) -> Observation:
+    """`f(x, weight[order], bias[order]) = f(x, weight, bias)[:,order]` within every group."""
+    arrays, groups = problem.arrays(), problem.options["groups"]
+    filters = arrays["weight"].shape[0] // groups
+    order = np.random.default_rng(problem.seed).permutation(filters)
+    in_groups = (np.arange(groups)[:, None] * filters + order).ravel()
+    permuted = {name: array if name == "x" else array[in_groups] for name, array in arrays.items()}
+    right = evaluate(kernel, problem, arrays)[0][:, in_groups]
+    _equal(problem, evaluate(kernel, problem, permuted), (right,), "filters in another order")
+    return Observation(vacuous=filters < 2)
+
+
+@law("L6", "whole", ["conv2d"])
+def pads_as_explicit_zeros_do(kernel: Kernel, problem: Problem) -> Observation:
+    """`f(x, padding) = f(zero-padded x, 0)`, each of the four sides its own."""
+    arrays, padding = problem.arrays(), problem.options["padding"]
+    padded = {**arrays, "x": np.pad(arrays["x"], [(0, 0), (0, 0), *padding])}
+    explicit = _variant(problem, padded, padding=((0, 0), (0, 0)))
+    _equal(problem, evaluate(kernel, problem, arrays), evaluate(kernel, explicit, padded), "padding")
+    return Observation(vacuous=not np.any(padding))
+
+
+@law("L6", "whole", ["conv2d"])
+def groups_are_a_block_diagonal_filter(kernel: Kernel, problem: Problem) -> Observation:
+    """`f(x, weight, groups) = f(x, weight on the diagonal blocks and zero elsewhere, 1)`."""
+    arrays, groups = problem.arrays(), problem.options["groups"]
+    weight = arrays["weight"]
+    (k, c), filters = weight.shape[:2], weight.shape[0] // groups
+    dense = np.zeros((k, c * groups, *weight.shape[2:]), weight.dtype)
+    for group in range(groups):
+        dense[group * filters :, group * c : (group + 1) * c][:filters] = weight[group * filters :][:filters]
+    blocks = {**arrays, "weight": dense}
+    ungrouped = _variant(problem, blocks, groups=1)
+    _equal(problem, evaluate(kernel, problem, arrays), evaluate(kernel, ungrouped, blocks), f"groups={groups}")
+    return Observation(vacuous=groups == 1)
+
+
+@law("L6", "whole", ["conv2d"])
+def dilates_as_a_filter_with_holes_does(kernel: Kernel, problem: Problem) -> Observation:
+    """`f(x, weight, dilation) = f(x, weight with zeros between its taps, 1)`."""
+    arrays, (down, right) = problem.arrays(), problem.options["dilation"]
+    weight = arrays["weight"]
+    k, c, r, s = weight.shape
+    spread = np.zeros((k, c, (r - 1) * down + 1, (s - 1) * right + 1), weight.dtype)
+    spread[:, :, ::down, ::right] = weight
+    holes = {**arrays, "weight": spread}
+    undilated = _variant(problem, holes, dilation=(1, 1))
+    _equal(problem, evaluate(kernel, problem, arrays), evaluate(kernel, undilated, holes), f"dilation={(down, right)}")
+    return Observation(vacuous=spread.shape == weight.shape)
+
+
+@law("L6", "whole", ["conv2d", "max_pool2d"])
+def strides_keep_every_sth_output(kernel: Kernel, problem: Problem) -> Observation:
+    """`f(x, stride) = f(x, stride 1)[::stride]`, rows and columns each by their own."""
+    arrays, (down, right) = problem.arrays(), problem.options["stride"]
+    # ceil_mode's extra window exists for some strides and not for others.
+    options = {"ceil_mode": False} if problem.op.name == "max_pool2d" else {}
+    strided = _variant(problem, arrays, **options)
+    dense = _variant(problem, arrays, **options, stride=(1, 1))
+    every = evaluate(kernel, dense, arrays)[0][:, :, ::down, ::right]
+    _equal(problem, _first(evaluate(kernel, strided, arrays)), (every,), f"stride={(down, right)}")
+    return Observation(vacuous=(down, right) == (1, 1))
+
+
+@law("L6", "whole", [name for name in LINEAR if name != "sgd"] + ["relu", "max_pool2d"])
+def scales_exactly_by_powers_of_two(kernel: Kernel, problem: Problem) -> Observation:
+    """`f(2**e * x) = 2**e * f(x)`: no threshold, no fixed range, no operand kept in fewer bits."""
+    arrays = problem.arrays()
+    # In a gradient dy alone is scaled: with x as well the result would grow twice.
+    names = {"dy"} if "dy" in arrays else {"x", "bias"}
+    power = np.dtype(problem.dtype).type(2.0 ** (problem.seed % 33 - 16))
+    scaled = {name: np.asarray(array * power) if name in names else array for name, array in arrays.items()}
+    came, right = _first(evaluate(kernel, problem, scaled)), _first(evaluate(kernel, problem, arrays))
+    _equal(problem, came, (np.asarray(right[0] * power),), f"scaled by {power}")
+    return Observation(vacuous=bool(power == 1))
+
+
+@law("L7", "real", list(OPERATORS))
+def gives_the_same_bits_again(kernel: Kernel, problem: Problem) -> Observation:
+    """The same call gives the same bits, also after another problem was solved in between."""
+    arrays, between = problem.arrays(), problem.redrawn(1)
+    first = evaluate(kernel, problem, arrays)
+    kept = tuple(result.copy() for result in first)
+    evaluate(kernel, between, between.arrays())
+    for which, (again, once, result) in enumerate(zip(evaluate(kernel, problem, arrays), kept, first, strict=True)):
+        if once.tobytes() != result.tobytes():
+            raise LawBroken(f"{problem.operator}: a later call changed result {which} of an earlier one", problem)
+        if once.tobytes() != again.tobytes():
+            raise LawBroken(f"{problem.operator}: result {which} differs when the same call is made again", problem)
+    return Observation()
