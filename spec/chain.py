@@ -1,6 +1,7 @@
 """A chain of layers whose shapes are proven when it is wired, for every size that its input leaves open."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from .operator import check_arrays, check_shape
 from .parameters import Gradients, Parameters
 from .shape_algebra import Domain, ReceptiveField, Shape, SizeMap, Sizes, shape_text
 from .window import pair, whole
-from .wiring import Step, drawn, join, least, parse
+from .wiring import Step, drawn, join, parse
 
 
 class _Section(NamedTuple):
@@ -51,9 +52,8 @@ class SpecChain:
     def _wire(self, sections: tuple[_Section, ...]) -> None:
         steps: list[Step] = []
         self._sections, self.input, self.perform = sections, sections[0].input, specification
-        admits = Domain(
-            ({str(size): least(axis) for axis, size in enumerate(self.input) if not isinstance(size, int)},)
-        )
+        open_sizes = {str(size) for size in self.input[1:] if not isinstance(size, int)}
+        admits = Domain(({name: Sizes.of((1, math.inf)) for name in open_sizes},))
         self.output, self.admits = self._extend(steps, self.input, admits, "")
         self.steps = tuple(steps)
 
@@ -105,7 +105,7 @@ class SpecChain:
     def _axis(self, axis: int) -> tuple[SizeMap, Sizes]:
         """What all windows together do to an axis, and the sizes on which all of them are legal."""
         self._check_image()
-        whole_map, legal = SizeMap(), Sizes.of((1, None))
+        whole_map, legal = SizeMap(), Sizes.of((1, math.inf))
         for layer in self._sliding:
             legal &= whole_map.solve(layer.legal(axis))
             whole_map >>= SizeMap.of(layer.window, axis)
@@ -150,10 +150,11 @@ class SpecChain:
 
     def diagram(self, form: str = "mermaid") -> str:
         """The chain drawn: `"mermaid"` text, or `"svg"`, a self-contained image for light and dark pages."""
-        forms = {"mermaid": diagram.mermaid, "svg": diagram.svg}
-        if form not in forms:
-            raise ParameterError("SpecChain", f"diagram({form!r})", "'mermaid' or 'svg'", "Pass one of them.")
-        return forms[form](self.input, self.steps, self.admits)
+        if form == "mermaid":
+            return diagram.mermaid(self.input, self.steps)
+        if form == "svg":
+            return diagram.svg(self.input, self.steps, self.admits)
+        raise ParameterError("SpecChain", f"diagram({form!r})", "'mermaid' or 'svg'", "Pass one of them.")
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -77,7 +77,7 @@ def _sum(sizes: Sequence[Size]) -> str:
     return " + ".join(terms + [f"{known:,}"] * (known > 0 or not terms))
 
 
-def mermaid(start: Shape, steps: Sequence["Step"], admits: Domain) -> str:
+def mermaid(start: Shape, steps: Sequence["Step"]) -> str:
     """A Mermaid flowchart: layers as boxes, shapes on the arrows."""
     lines = ["flowchart TD", '    input(["input"])']
     before, shape = "input", start

@@ -99,7 +99,7 @@ class SlidingLayer(Layer):
 
     def legal(self, axis: int) -> Sizes:
         """Sizes of the axis on which at least one window fits."""
-        return Sizes.of((max(1, self.window.extent(axis) - sum(self.window.padding[axis])), None))
+        return Sizes.of((max(1, self.window.extent(axis) - sum(self.window.padding[axis])), math.inf))
 
     def slide(self, shape: Shape, admits: Domain, channels: Size) -> tuple[Shape, Domain]:
         """`wire` for heights and widths, where the channels are known; raises ShapeError."""
@@ -240,7 +240,7 @@ class MaxPool2d(SlidingLayer):
         window = self.window
         least = max(1, window.extent(axis) - sum(window.padding[axis]))
         small = (size for size in range(least, window.dilation[axis]) if _all_see(window, axis, size))
-        return Sizes.of((max(least, window.dilation[axis]), None), *((size, size) for size in small))
+        return Sizes.of((max(least, window.dilation[axis]), math.inf), *((size, size) for size in small))
 
     def wire(self, shape: Shape, admits: Domain) -> tuple[Shape, Domain]:
         _check_image(self, shape)

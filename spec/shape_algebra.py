@@ -16,24 +16,21 @@ from .window import Window
 
 @dataclass(frozen=True, repr=False)
 class Sizes:
-    """A set of whole numbers as sorted ranges `(first, last)` that neither touch nor overlap; `last` None is no end."""
+    """A set of whole numbers as sorted ranges `(first, last)` that neither touch nor overlap; `last` inf is no end."""
 
-    ranges: tuple[tuple[int, int | None], ...]
+    ranges: tuple[tuple[int, float], ...]
 
     @staticmethod
-    def of(*ranges: tuple[int, int | None]) -> "Sizes":
+    def of(*ranges: tuple[int, float]) -> "Sizes":
         """The union of ranges in any order; empty ones are dropped.
 
-        >>> print(Sizes.of((1, 3), (4, 4), (9, None)))
+        >>> print(Sizes.of((1, 3), (4, 4), (9, math.inf)))
         1..4 or >= 9
         """
-        merged: list[tuple[int, int | None]] = []
-        for first, last in sorted((first, last) for first, last in ranges if last is None or first <= last):
-            before = merged[-1][1] if merged else -2
-            if before is None:
-                break
-            if first <= before + 1:
-                merged[-1] = (merged[-1][0], None if last is None else max(before, last))
+        merged: list[tuple[int, float]] = []
+        for first, last in sorted(each for each in ranges if each[0] <= each[1]):
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], last))
             else:
                 merged.append((first, last))
         return Sizes(tuple(merged))
@@ -44,19 +41,13 @@ class Sizes:
         return self.ranges[0][0]
 
     def __contains__(self, size: int) -> bool:
-        return any(first <= size and (last is None or size <= last) for first, last in self.ranges)
+        return any(first <= size <= last for first, last in self.ranges)
 
     def __bool__(self) -> bool:
         return bool(self.ranges)
 
     def __and__(self, other: "Sizes") -> "Sizes":
-        return Sizes.of(
-            *(
-                (max(a, c), d if b is None else b if d is None else min(b, d))
-                for a, b in self.ranges
-                for c, d in other.ranges
-            )
-        )
+        return Sizes.of(*((max(a, c), min(b, d)) for a, b in self.ranges for c, d in other.ranges))
 
     def __str__(self) -> str:
         return " or ".join(_range(*each) for each in self.ranges) or "none"
@@ -66,16 +57,16 @@ class Sizes:
     def of_name(self, name: str) -> str:
         """What the set says about a size called `name`: `h = 5`, `h in 28..31`, `h >= 3`."""
         return " or ".join(
-            f"{name} {'' if last is None else '= ' if first == last else 'in '}{_range(first, last)}"
+            f"{name} {'' if last == math.inf else '= ' if first == last else 'in '}{_range(first, last)}"
             for first, last in self.ranges
         )
 
 
-def _range(first: int, last: int | None) -> str:
-    return f">= {first}" if last is None else f"{first}" if first == last else f"{first}..{last}"
+def _range(first: int, last: float) -> str:
+    return f">= {first}" if last == math.inf else f"{first}" if first == last else f"{first}..{last}"
 
 
-EVERY_SIZE = Sizes.of((0, None))
+EVERY_SIZE = Sizes.of((0, math.inf))
 
 
 @dataclass(frozen=True)
@@ -114,10 +105,7 @@ class SizeMap:
         28..31
         """
         return Sizes.of(
-            *(
-                (max(0, first * self.s - self.b), None if last is None else last * self.s + self.s - 1 - self.b)
-                for first, last in out.ranges
-            )
+            *((max(0, first * self.s - self.b), last * self.s + self.s - 1 - self.b) for first, last in out.ranges)
         )
 
     def of_name(self, name: str) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from . import diagram
 from .errors import ParameterError, ShapeError
 from .layers import Layer
-from .shape_algebra import EVERY_SIZE, Dimension, Domain, Shape, Size, Sizes, shape_text
+from .shape_algebra import Dimension, Domain, Shape, Size, shape_text
 from .window import whole
 
 
@@ -47,7 +47,7 @@ def parse(text: str) -> Shape:
         len(words) not in (2, 4)
         or not all(word.isdecimal() or word.isidentifier() for word in words)
         or (len(words) == 4 and not words[1].isdecimal())
-        or words[0] in words[1:]
+        or (words[0].isidentifier() and words[0] in words[1:])
     ):
         raise ParameterError(
             "SpecChain",
@@ -56,10 +56,6 @@ def parse(text: str) -> Shape:
             "Pass input='n 1 28 28' or, for every height and width, input='n 1 h w'.",
         )
     return sizes
-
-
-def least(axis: int) -> Sizes:
-    return EVERY_SIZE if axis == 0 else Sizes.of((1, None))
 
 
 def join(declared: Shape, shape: Shape, admits: Domain) -> Domain:
