@@ -25,7 +25,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 
 @dataclass(frozen=True)
 class Place:
-    """Where one call runs: a GPU's number, a stream's handle, and whose arrays its results are: torch, cupy or numba."""
+    """Where one call runs: a GPU's number, a stream's handle, and whose arrays it returns: torch, cupy or numba."""
 
     library: str
     device: int
