@@ -1,0 +1,81 @@
+"""How a kernel's core is compiled and started: arrays made ready, work cut into short native calls, one at a time."""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from kernelproof.kernels.jit_cache import is_caching
+from kernelproof.spec.errors import UnsupportedError
+
+_BLOCK = 2**25
+"""Multiply-adds in one native call: under 100 ms even where nothing vectorises, for Ctrl-C waits until it returns."""
+
+_SHARE = 2**16
+"""Multiply-adds that are worth a thread: waking one takes as long as tens of thousands."""
+
+serial = numba.njit(nogil=True, cache=is_caching())
+"""Decorates the serial functions that do the work of one task."""
+parallel = numba.njit(nogil=True, cache=is_caching(), parallel=True)
+"""Decorates a core: `core(first, last, *arguments)` performs the tasks `first .. last - 1` on all cores."""
+
+_lock = threading.Lock()
+_layer_before_fork = None
+
+
+def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> None:
+    """Perform `tasks` independent tasks of about `cost` multiply-adds each; raises UnsupportedError in a forked child.
+
+    Neither blocks nor threads show in the result: no task sees another.
+    """
+    if _layer_before_fork == "omp":
+        raise UnsupportedError(
+            core.__name__.lstrip("_"),
+            "a process forked after kernels ran on OpenMP threads",
+            "a process with threads of its own (GNU OpenMP would end this one)",
+            'Start it with multiprocessing.get_context("spawn"), or set NUMBA_THREADING_LAYER=workqueue.',
+        )
+    threads = numba.get_num_threads()
+    block = max(threads, _BLOCK // max(cost, 1))
+    numba.set_num_threads(min(threads, 1 + tasks * cost // _SHARE))
+    try:
+        for first in range(0, tasks, block):
+            with _lock:  # Two threads in parallel code at once abort the process on the workqueue layer.
+                core(first, min(first + block, tasks), *arguments)
+    finally:
+        numba.set_num_threads(threads)
+
+
+def ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """The same values, C-contiguous, aligned, in native byte order and read-only: what cores are compiled for.
+
+    It copies only what is laid out otherwise. The compiler itself refuses a core that writes to it.
+    """
+    native = np.dtype(dtype or array.dtype).newbyteorder("=")
+    view = np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"]).view()
+    view.flags.writeable = False
+    return view
+
+
+def _remember_threads() -> None:
+    global _lock, _layer_before_fork
+    _lock = threading.Lock()  # The parent's may have been held by a thread that does not exist here.
+    try:
+        _layer_before_fork = numba.threading_layer()
+    except ValueError:  # No thread was ever started.
+        _layer_before_fork = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remember_threads)
+
+
+# Not fastmath=True, which folds isnan away; contraction alone makes multiply-add round once instead of twice.
+@numba.njit(nogil=True, cache=is_caching(), fastmath={"contract"})
+def add_scaled(total, factor, row):
+    """`total[j] += factor * row[j]`: neighbours stay neighbours, so it vectorises without reordering any sum."""
+    for j in range(len(total)):
+        total[j] += factor * row[j]

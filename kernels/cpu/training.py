@@ -1,0 +1,121 @@
+"""Cross-entropy, its gradient, and the parameter update on the CPU."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from kernelproof import spec
+from kernelproof.kernels.contract import implements
+
+from .launch import launch, parallel, ready, serial
+
+_CHUNK = 2**14
+_EXPONENTIAL = 32
+"""What one exponential costs in multiply-adds, about."""
+
+
+@implements(spec.cross_entropy, "cpu")
+def cross_entropy(logits: Any, target: Any) -> Any:
+    """Parallel over images; classes in rising order in the logits' type, then numpy's pairwise sum over the images.
+
+    Any layout; one that is not row-major is copied first.
+    """
+    n, k = logits.shape
+    loss = np.empty(n, logits.dtype.newbyteorder("="))
+    launch(
+        _cross_entropy, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), loss
+    )  # fmt: skip
+    return np.asarray(loss.sum() / n, loss.dtype)
+
+
+@implements(spec.cross_entropy_dlogits, "cpu")
+def cross_entropy_dlogits(logits: Any, target: Any) -> Any:
+    """Parallel over images; classes in rising order, accumulated in the logits' type.
+
+    Any layout; one that is not row-major is copied first.
+    """
+    n, k = logits.shape
+    dlogits = np.empty((n, k), logits.dtype.newbyteorder("="))
+    launch(
+        _cross_entropy_dlogits, n, k * _EXPONENTIAL,
+        ready(logits), ready(target, np.int64), dlogits,
+    )  # fmt: skip
+    return dlogits
+
+
+@implements(spec.sgd, "cpu")
+def sgd(parameter: Any, gradient: Any, velocity: Any, learning_rate: Any, momentum: Any) -> Any:
+    """Parallel over chunks of the flattened arrays; every product and sum rounded once, rates in the arrays' type.
+
+    Any layout; one that is not row-major is copied first. The new arrays are fresh: nothing is updated in place.
+    """
+    dtype = parameter.dtype.newbyteorder("=")
+    new_parameter, new_velocity = np.empty(parameter.shape, dtype), np.empty(parameter.shape, dtype)
+    launch(
+        _sgd, -(-parameter.size // _CHUNK), _CHUNK,
+        ready(parameter).reshape(-1), ready(gradient).reshape(-1), ready(velocity).reshape(-1),
+        dtype.type(learning_rate), dtype.type(momentum), new_parameter.reshape(-1), new_velocity.reshape(-1),
+    )  # fmt: skip
+    return new_parameter, new_velocity
+
+
+@parallel
+def _cross_entropy(first, last, logits, target, loss):
+    for n in prange(first, last):
+        loss[n] = _row_loss(logits[n], target[n])
+
+
+@serial
+def _row_loss(logits, target):
+    greatest = _greatest(logits)
+    total = math.exp(logits[0] - greatest)
+    for k in range(1, len(logits)):
+        total += math.exp(logits[k] - greatest)
+    return math.log(total) - (logits[target] - greatest)
+
+
+@parallel
+def _cross_entropy_dlogits(first, last, logits, target, dlogits):
+    for n in prange(first, last):
+        _row_dlogits(logits[n], target[n], dlogits[n], len(logits))
+
+
+@serial
+def _row_dlogits(logits, target, dlogits, images):
+    greatest = _greatest(logits)
+    for k in range(len(logits)):
+        dlogits[k] = math.exp(logits[k] - greatest)
+    total = dlogits[0]
+    for k in range(1, len(logits)):
+        total += dlogits[k]
+    for k in range(len(logits)):
+        dlogits[k] = (dlogits[k] / total - (k == target)) / images
+
+
+@serial
+def _greatest(row):
+    """Any NaN may be passed over: its own exponential brings it into every sum."""
+    greatest = row[0]
+    for k in range(1, len(row)):
+        if row[k] > greatest:
+            greatest = row[k]
+    return greatest
+
+
+@parallel
+def _sgd(first, last, parameter, gradient, velocity, learning_rate, momentum, new_parameter, new_velocity):
+    for task in prange(first, last):
+        chunk = slice(task * _CHUNK, (task + 1) * _CHUNK)
+        _sgd_chunk(
+            parameter[chunk], gradient[chunk], velocity[chunk], learning_rate, momentum,
+            new_parameter[chunk], new_velocity[chunk],
+        )  # fmt: skip
+
+
+@serial
+def _sgd_chunk(parameter, gradient, velocity, learning_rate, momentum, new_parameter, new_velocity):
+    for i in range(len(parameter)):
+        new_velocity[i] = momentum * velocity[i] + gradient[i]
+        new_parameter[i] = parameter[i] - learning_rate * new_velocity[i]

@@ -1,0 +1,82 @@
+"""Where compiled kernels are kept between runs.
+
+numba notices an edited file, but not an edit to a helper in another file, and would go on serving the stale kernel. So
+the folder is named after the hash of all kernel sources. What it holds are pickles, which run code when they are
+loaded: nobody but the owner may write there.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numba
+
+_SOURCES = Path(__file__).parent
+_DAYS_UNUSED = 30
+
+
+def sources_hash() -> str:
+    """Names this state of all kernel sources."""
+    digest = hashlib.sha256()
+    for path in sorted(_SOURCES.rglob("*.py")):
+        digest.update(f"{path.relative_to(_SOURCES)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path | None:
+    """The private folder of these sources, made if need be; None where there can be none, and nothing is cached.
+
+    It stands in `NUMBA_CACHE_DIR` if the user set one, else in `XDG_CACHE_HOME`, else in `~/.cache`.
+    """
+    try:
+        users = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")
+        home = (Path(users) if users else Path.home() / ".cache") / "kernelproof"
+        folder = home / sources_hash()
+        for each in (home, folder):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _is_private(each):
+                return None
+        os.utime(folder)  # In use: its age counts from here.
+        if not os.access(folder, os.W_OK):
+            return None
+        _remove_unused(home)
+    except (OSError, RuntimeError):  # Path.home() raises RuntimeError where there is no home.
+        return None
+    return folder
+
+
+@contextlib.contextmanager
+def private_cache() -> Iterator[None]:
+    """What numba decorates in this block is cached in `cache_folder()`; its other users are left alone."""
+    before = numba.config.CACHE_DIR
+    folder = cache_folder()
+    numba.config.CACHE_DIR = str(folder) if folder else ""
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def is_caching() -> bool:
+    """Whether functions that are decorated now have a folder to be cached in."""
+    return bool(numba.config.CACHE_DIR)
+
+
+def _is_private(folder: Path) -> bool:
+    if not hasattr(os, "getuid"):
+        return True  # Windows: a user's own folders are private by inheritance.
+    status = folder.lstat()
+    shared = stat.S_IWGRP | stat.S_IWOTH
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & shared
+
+
+def _remove_unused(home: Path) -> None:
+    oldest = time.time() - _DAYS_UNUSED * 24 * 3600
+    for each in home.iterdir():
+        if each.stat().st_mtime < oldest:
+            shutil.rmtree(each, ignore_errors=True)
