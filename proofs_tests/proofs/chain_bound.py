@@ -1,4 +1,4 @@
-"""How far any correct run of a whole chain may be from real arithmetic: the layers' bounds, carried from one to the next."""
+"""How far a correct run of a whole chain may be from real arithmetic: each layer's bound, carried to the next."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def chain_bound(
     A layer that got `x` with an error up to e hands on one up to
 
     - `W e + gamma(n + 1) * (W (abs x + e) + abs b) + n*tiny`, W the magnitudes of its weights, if it sums n products;
-    - `max_pool2d(e)`, `flatten(e)`, `e` if it pools, flattens, rectifies: those round nothing and are no steeper than 1.
+    - `max_pool2d(e)`, `flatten(e)`, `e` if it pools, flattens, rectifies: that rounds nothing and is no steeper than 1.
 
     n roundings are enough for n products with a bias or without; the one more covers the float64 of this function.
     Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., ch. 3.

@@ -62,9 +62,9 @@ def mantissa(problem: "Problem", generator: np.random.Generator) -> Arrays:
         return array
 
     shapes = dict(problem.array_shapes)
-    if problem.op.name == "flatten":
+    if problem.op.name in ("flatten", "relu"):
         return {name: odd(shape).astype(problem.dtype) for name, shape in shapes.items()}
-    # Gradients of a selection and of a bias add what arrives: a single number keeps that exact.
+    # Gradients of a pooling and of a bias add what arrives: a single number keeps that exact.
     full = "x" if not problem.op.linear_in else generator.choice(list(shapes)) if len(shapes) > 1 else ""
     value = odd(()) if not problem.op.linear_in or not full else np.int64(1)
     absent = "bias" if full != "bias" else ""

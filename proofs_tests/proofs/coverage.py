@@ -1,0 +1,115 @@
+"""What the drawn problems have exercised: generators are code, and are shown to hit what bugs hide behind."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kernelproof.spec import Window
+
+from .problems import TILES, Problem
+
+
+def _window(problem: Problem) -> Window:
+    options = problem.options
+    kernel = options.get("kernel_size") or problem.shapes["weight"][2:]
+    return Window(kernel, options["stride"], options["padding"], options["dilation"], options.get("ceil_mode", False))
+
+
+def _along_an_axis(test: Callable[[Window, int, int], bool]) -> Callable[[Problem], bool]:
+    """True if the test holds for the window along either axis of the image."""
+
+    def predicate(problem: Problem) -> bool:
+        window = _window(problem)
+        return any(test(window, axis, problem.shapes["x"][axis + 2]) for axis in (0, 1))
+
+    return predicate
+
+
+def _leftover(window: Window, axis: int, size: int) -> bool:
+    return (size + sum(window.padding[axis]) - window.extent(axis)) % window.stride[axis] != 0
+
+
+WINDOWED: Mapping[str, Callable[[Problem], bool]] = {
+    "stride_h != stride_w": lambda problem: len(set(problem.options["stride"])) == 2,
+    "dilation_h != dilation_w": lambda problem: len(set(problem.options["dilation"])) == 2,
+    "kernel_h != kernel_w": lambda problem: len(set(_window(problem).kernel)) == 2,
+    "height != width": lambda problem: problem.shapes["x"][2] != problem.shapes["x"][3],
+    "four different paddings": lambda problem: len({side for axis in problem.options["padding"] for side in axis}) == 4,
+    "padding differs before and after": _along_an_axis(lambda window, axis, size: len(set(window.padding[axis])) == 2),
+    "(size + padding - extent) % stride != 0": _along_an_axis(_leftover),
+    "kernel < stride": _along_an_axis(lambda window, axis, size: window.kernel[axis] < window.stride[axis]),
+    "kernel > stride (windows overlap)": _along_an_axis(
+        lambda window, axis, size: window.kernel[axis] > window.stride[axis]
+    ),
+    "dilation > kernel > 1": _along_an_axis(lambda window, axis, size: window.dilation[axis] > window.kernel[axis] > 1),
+    "padding >= kernel": _along_an_axis(lambda window, axis, size: max(window.padding[axis]) >= window.kernel[axis]),
+    "size < kernel": _along_an_axis(lambda window, axis, size: size < window.kernel[axis]),
+    "one output": lambda problem: problem.output[2:] == (1, 1),
+}
+
+PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
+    "conv2d": {
+        **WINDOWED,
+        "1x1 kernel": lambda problem: _window(problem).kernel == (1, 1),
+        "3x3, stride 1, dilation 1, padding other than 1": lambda problem: (
+            _window(problem).kernel == (3, 3)
+            and problem.options["stride"] == problem.options["dilation"] == (1, 1)
+            and problem.options["padding"] != ((1, 1), (1, 1))
+        ),
+        "groups > 1": lambda problem: problem.options["groups"] > 1,
+        "channels per group > 1 with groups > 1": lambda problem: (
+            problem.options["groups"] > 1 and problem.shapes["weight"][1] > 1
+        ),
+        "filters per group differ from channels per group": lambda problem: (
+            problem.shapes["weight"][0] != problem.shapes["weight"][1] * problem.options["groups"]
+        ),
+        "depthwise": lambda problem: problem.options["groups"] > 1 and problem.shapes["weight"][1] == 1,
+        "bias": lambda problem: "bias" in problem.shapes,
+        "no bias": lambda problem: "bias" not in problem.shapes,
+        "channels past 64": lambda problem: problem.shapes["weight"][1] > 64,
+        "filters past 64": lambda problem: problem.shapes["weight"][0] > 64 * problem.options["groups"],
+    },
+    "max_pool2d": {
+        **WINDOWED,
+        "ceil_mode adds a window": lambda problem: _window(problem).ceil_mode and any(
+            _leftover(_window(problem), axis, problem.shapes["x"][axis + 2]) for axis in (0, 1)
+        ),
+        "indices asked for": lambda problem: problem.options["return_indices"],
+    },
+    "linear": {
+        "bias": lambda problem: "bias" in problem.shapes,
+        "features past 64": lambda problem: problem.shapes["weight"][1] > 64,
+        "outputs past 64": lambda problem: problem.shapes["weight"][0] > 64,
+    },
+    "relu": {"a scalar": lambda problem: problem.output == ()},
+    "flatten": {},
+    "cross_entropy": {
+        "one class": lambda problem: problem.shapes["logits"][1] == 1,
+        "classes past 64": lambda problem: problem.shapes["logits"][1] > 64,
+    },
+    "sgd": {"no momentum": lambda problem: problem.options["momentum"] == 0},
+}  # fmt: skip
+"""For each row of the operator table, what its problems must hit."""
+
+COMMON: Mapping[str, Callable[[Problem], bool]] = {
+    "empty batch": lambda problem: 0 in problem.output,
+    "one image": lambda problem: next(iter(problem.shapes.values()))[:1] == (1,),
+    "several images": lambda problem: next(iter(problem.shapes.values()))[:1] > (1,),
+    "a size around a tile width": lambda problem: any(
+        size in TILES for each in problem.shapes.values() for size in each
+    ),
+    "negative strides": lambda problem: problem.layout == "reversed",
+    "gaps between elements": lambda problem: problem.layout == "spread",
+    "channels-last memory": lambda problem: problem.layout == "channels_last",
+    "transposed memory": lambda problem: problem.layout == "transposed",
+    "guard bands of NaN": lambda problem: problem.layout == "guarded",
+    "read-only inputs": lambda problem: problem.layout == "read_only",
+}
+
+
+def predicates(operator: str) -> dict[str, Callable[[Problem], bool]]:
+    """What the problems of this operator are counted for; an empty batch only where one is legal."""
+    op = operator.partition(".")[0]
+    common: dict[str, Any] = dict(COMMON)
+    if op == "cross_entropy":
+        del common["empty batch"]
+    return {**PREDICATES[op], **common}
