@@ -3,7 +3,8 @@
 The same network also stands as a `SpecChain`, which derives the backward pass; the two agree exactly.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +29,10 @@ from kernelproof.spec import (
     relu,
     relu_dx,
 )
+from kernelproof.spec.chain import SpecChain, specification
+from kernelproof.spec.layers import Conv2d, Flatten, Linear, MaxPool2d, Perform, ReLU
+from kernelproof.spec.parameters import Parameters
 from kernelproof.spec.window import Padding, Size, pair, whole
-
-Parameters = Mapping[str, Any]
-
-
-def by_specification(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Perform an operator as its specification does."""
-    return operator(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ class CNN2Grads:
         }
 
     @staticmethod
-    def of(parameters: Parameters, x: Any) -> "CNN2Grads":
+    def of(parameters: Mapping[str, Any], x: Any) -> "CNN2Grads":
         """The record of gradients that come by PyTorch's keys, as a chain gives them."""
         keys = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc1.weight", "fc1.bias")
         return CNN2Grads(*(parameters[key] for key in keys), x=x)
@@ -151,9 +148,7 @@ class CNN2Spec:
 
     config: CNN2Config = CNN2Config()
 
-    def forward(
-        self, parameters: Parameters, x: Any, perform: Callable[..., Any] = by_specification
-    ) -> CNN2Activations:
+    def forward(self, parameters: Mapping[str, Any], x: Any, perform: Perform = specification) -> CNN2Activations:
         """`logits = fc(flatten(pool2(relu(conv2(pool1(relu(conv1(x))))))))`, with all that came between.
 
         `x` is `(n, in_channels, h, w)`, parameters come by PyTorch's keys. Raises ShapeError, DtypeError.
@@ -172,10 +167,10 @@ class CNN2Spec:
 
     def backward(
         self,
-        parameters: Parameters,
+        parameters: Mapping[str, Any],
         forward: CNN2Activations,
         dlogits: Any,
-        perform: Callable[..., Any] = by_specification,
+        perform: Perform = specification,
     ) -> CNN2Grads:
         """The chain rule, layer by layer from the last: each gradient is the layer's own applied to the one above.
 
@@ -200,13 +195,40 @@ class CNN2Spec:
             x=perform(conv2d_dx, dconv1, p["conv1.weight"], y.x.shape, **conv),
         )
 
-    def _check(self, parameters: Parameters, x: Any) -> None:
-        wanted = self.config.parameter_shapes()
-        came = {key: tuple(array.shape) for key, array in parameters.items()}
-        if came != wanted:
-            raise ShapeError("CNN2Spec", f"parameters {came}", f"{wanted}", "Make them for this CNN2Config.")
+    def _check(self, parameters: Mapping[str, Any], x: Any) -> None:
+        Parameters(self.config.parameter_shapes(), parameters)
         image = (self.config.in_channels, *pair("CNN2Config", "image_size", self.config.image_size, 1))
         if tuple(x.shape[1:]) != image:
             raise ShapeError(
                 "CNN2Spec", f"x is {tuple(x.shape)}", f"(n, {', '.join(map(str, image))})", "Resize it or the config."
             )
+
+
+def cnn_spec(config: CNN2Config) -> SpecChain:
+    """The convolutions, poolings and linear layer of CNN2 as a chain, without rectifiers."""
+    return _chain(config)
+
+
+def cnn_with_relu_spec(config: CNN2Config) -> SpecChain:
+    """CNN2 as a chain, which derives the backward pass that CNN2Spec writes out."""
+    return _chain(config, ReLU())
+
+
+def _chain(cnn: CNN2Config, *activation: ReLU) -> SpecChain:
+    h, w = pair("CNN2Config", "image_size", cnn.image_size, 1)
+    return SpecChain(
+        Conv2d(cnn.in_channels, cnn.c1, cnn.kernel_size, cnn.stride, cnn.padding),
+        *activation,
+        MaxPool2d(cnn.pool1_size, cnn.pool1_stride),
+        Conv2d(cnn.c1, cnn.c2, cnn.kernel_size, cnn.stride, cnn.padding),
+        *activation,
+        MaxPool2d(cnn.pool2_size, cnn.pool2_stride),
+        Flatten(),
+        Linear(math.prod(cnn.feature_shape()), cnn.out_dim),
+        input=f"n {cnn.in_channels} {h} {w}",
+    )
+
+
+def cnn_forward(config: CNN2Config, parameters: Mapping[str, Any], x: Any) -> Any:
+    """The logits `[n,k]` of CNN2 for images `[n,c,h,w]`. Raises ShapeError, DtypeError, ParameterError."""
+    return CNN2Spec(config).forward(parameters, x).logits

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from kernelproof.models.cnn2 import CNN2Config, CNN2Spec, by_specification
+from kernelproof.models.cnn2 import CNN2Config, CNN2Grads, CNN2Spec, cnn_forward, cnn_spec, cnn_with_relu_spec
 from kernelproof.proofs.exact_gradient import exact_gradient, rational
 from kernelproof.spec import KernelproofError, ShapeError, Window, conv2d_dbias, conv2d_dx, max_pool2d_dx, relu_dx
+from kernelproof.spec.chain import specification
 from kernelproof.spec.window import pair
 
 
@@ -61,7 +62,7 @@ def problems(draw: st.DrawFn) -> Problem:
     return Problem(config, batch, draw(st.integers(0, 2**32 - 1)))
 
 
-def wrong_gradients(problem: Problem, perform: Callable[..., Any] = by_specification) -> list[str]:
+def wrong_gradients(problem: Problem, perform: Callable[..., Any] = specification) -> list[str]:
     """The gradients, as `perform` computes them, that differ from the exact derivative in any entry."""
     parameters, x, dlogits = problem.arrays()
     cnn2 = CNN2Spec(problem.config)
@@ -153,6 +154,35 @@ def test_the_problems_of_the_gradient_check_hit_ties_zeros_and_every_kind_of_win
     assert all(hits.values()), hits
 
 
+@settings(max_examples=40, deadline=None)
+@given(problems(), st.sampled_from([object, np.float64, np.float32]))
+def test_the_explicit_pair_and_the_chain_agree_to_the_last_bit(problem, dtype):
+    parameters, x, dlogits = problem.arrays()
+    parameters = {key: array.astype(dtype) / 3 for key, array in parameters.items()}
+    x, dlogits = x.astype(dtype), dlogits.astype(dtype)
+    cnn2, chain = CNN2Spec(problem.config), cnn_with_relu_spec(problem.config)
+
+    forward = cnn2.forward(parameters, x)
+    assert same(forward.logits, chain.forward(parameters, x))
+    assert same(forward.logits, cnn_forward(problem.config, parameters, x))
+    explicit, derived = cnn2.backward(parameters, forward, dlogits), chain.backward(parameters, x, dlogits)
+    of_chain = CNN2Grads.of(derived.parameters, derived.x)
+    assert same(explicit.x, of_chain.x)
+    assert explicit.parameters.keys() == derived.parameters.keys()
+    assert all(same(explicit.parameters[key], gradient) for key, gradient in of_chain.parameters.items())
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and np.array_equal(a, b) and (a.dtype == object or a.tobytes() == b.tobytes())
+
+
+@given(problems())
+def test_without_rectifiers_the_chain_has_the_same_layers_but_them(problem):
+    names = [step.name for step in cnn_with_relu_spec(problem.config).steps]
+    assert names == ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "flatten1", "fc1"]
+    assert [step.name for step in cnn_spec(problem.config).steps] == [name for name in names if "relu" not in name]
+
+
 def test_the_default_is_the_cnn2_of_28x28_digits():
     assert CNN2Config().parameter_shapes() == {
         "conv1.weight": (32, 1, 3, 3),
@@ -184,7 +214,7 @@ def test_a_wrong_config_is_refused_and_names_the_layer(wrong, says):
 
 def test_parameters_and_images_of_another_config_are_refused():
     parameters, x, _ = Problem(CNN2Config(2, 2, image_size=(8, 8)), 1, 0).arrays()
-    with pytest.raises(ShapeError, match=r"CNN2Spec: parameters .* needs .* Make them for this CNN2Config"):
+    with pytest.raises(ShapeError, match=r"Parameters: conv1.weight is \(2, 1, 3, 3\); needs \(3, 1, 3, 3\)"):
         CNN2Spec(CNN2Config(3, 2, image_size=8)).forward(parameters, x)
     with pytest.raises(ShapeError, match=r"CNN2Spec: x is \(1, 1, 8, 8\); needs \(n, 1, 8, 9\)"):
         CNN2Spec(CNN2Config(2, 2, image_size=(8, 9))).forward(parameters, x)
