@@ -33,13 +33,13 @@ def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) ->
     """
     if _layer_before_fork == "omp":
         raise UnsupportedError(
-            core.__name__.lstrip("_"),
+            "kernels on cpu",
             "a process forked after kernels ran on OpenMP threads",
             "a process with threads of its own (GNU OpenMP would end this one)",
             'Start it with multiprocessing.get_context("spawn"), or set NUMBA_THREADING_LAYER=workqueue.',
         )
     threads = numba.get_num_threads()
-    block = max(threads, _BLOCK // max(cost, 1))
+    block = threads * max(1, _BLOCK // max(threads * cost, 1))
     numba.set_num_threads(min(threads, 1 + tasks * cost // _SHARE))
     try:
         for first in range(0, tasks, block):

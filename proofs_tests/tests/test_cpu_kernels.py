@@ -1,0 +1,240 @@
+"""What the CPU kernels promise beyond the laws: the same bits for any threads and layout, clean stops, a cache."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from kernelproof import kernels, spec
+from kernelproof.kernels import jit_cache
+from kernelproof.kernels.cpu import launch
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+GEOMETRY = {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2), "groups": 2}
+POOL = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "ceil_mode": True}
+X, WEIGHT = random(5, 4, 11, 13), random(6, 2, 3, 2)
+Y, POOLED = spec.conv2d(X, WEIGHT, **GEOMETRY), spec.max_pool2d(X, **POOL)
+CALLS = {
+    "conv2d": ((X, WEIGHT, random(6)), GEOMETRY),
+    "conv2d.dx": ((Y, WEIGHT, X.shape), GEOMETRY),
+    "conv2d.dweight": ((Y, X, WEIGHT.shape), GEOMETRY),
+    "conv2d.dbias": ((Y,), {}),
+    "max_pool2d": ((X,), POOL | {"return_indices": True}),
+    "max_pool2d.dx": ((POOLED, X), POOL),
+    "linear": ((random(9, 70), random(130, 70), random(130)), {}),
+    "linear.dx": ((random(9, 130), random(130, 70)), {}),
+    "linear.dweight": ((random(9, 130), random(9, 70)), {}),
+    "linear.dbias": ((random(9, 130),), {}),
+    "relu": ((random(300, 200),), {}),
+    "relu.dx": ((random(300, 200), random(300, 200)[::-1]), {}),
+    "flatten": ((X,), {}),
+    "flatten.dx": ((random(5, 4 * 11 * 13), X.shape), {}),
+    "cross_entropy": ((random(9, 7), np.arange(9) % 7), {}),
+    "cross_entropy.dlogits": ((random(9, 7), np.arange(9) % 7), {}),
+    "sgd": ((random(300, 200), random(300, 200)[::-1], random(300, 200)[:, ::-1]),
+            {"learning_rate": 0.1, "momentum": 0.9}),
+}  # fmt: skip
+LAYOUTS = {
+    "column-major": np.asfortranarray,
+    "reversed": lambda a: np.flip(np.flip(a).copy()),
+    "every other": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "channels last": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) if a.ndim > 1 else a,
+    "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),
+    "read-only": lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
+    "unaligned": lambda a: np.frombuffer(b"\0" + a.tobytes(), np.uint8)[1:].view(a.dtype).reshape(a.shape),
+    "other byte order": lambda a: a.astype(a.dtype.newbyteorder()),
+}
+
+
+def test_every_operator_is_called_here():
+    assert list(CALLS) == list(spec.OPERATORS)
+
+
+def run(name: str, *args, **kwargs) -> tuple[np.ndarray, ...]:
+    result = kernels.backend("cpu")(spec.find(name), *args, **kwargs)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def bits(arrays: tuple[np.ndarray, ...]) -> list[bytes]:
+    return [array.tobytes() for array in arrays]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_bits_depend_on_neither_threads_nor_blocks(name, monkeypatch):
+    args, kwargs = CALLS[name]
+    monkeypatch.setattr(launch, "_SHARE", 1)  # All threads, however small the problem.
+    every = bits(run(name, *args, **kwargs))
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        assert bits(run(name, *args, **kwargs)) == every
+    finally:
+        numba.set_num_threads(threads)
+    monkeypatch.setattr(launch, "_BLOCK", 1)
+    assert bits(run(name, *args, **kwargs)) == every
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CALLS)
+def test_bits_do_not_depend_on_layout_and_inputs_stay_as_they_are(name, layout):
+    args, kwargs = CALLS[name]
+    laid = [LAYOUTS[layout](each) if isinstance(each, np.ndarray) else each for each in args]
+    arrays = [each for each in laid if isinstance(each, np.ndarray)]
+    row_major = [np.ascontiguousarray(each, each.dtype.newbyteorder("=")) for each in arrays]
+    before = bits(tuple(arrays))
+    result = run(name, *laid, **kwargs)
+    assert bits(result) == bits(run(name, *row_major, *args[len(arrays) :], **kwargs))
+    assert bits(tuple(arrays)) == before
+    assert not any(np.shares_memory(each, array) for each in result for array in arrays)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32, object])
+def test_other_scalars_are_refused_by_name(dtype):
+    with pytest.raises(spec.DtypeError, match=r"relu on cpu: x is .*; needs float32 or float64"):
+        kernels.relu(np.ones(3, dtype))
+
+
+def python(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", source], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_numba_is_not_imported_before_the_first_call():
+    result = python("import sys, kernelproof.kernels; sys.exit('numba' in sys.modules)")
+    assert result.returncode == 0, result.stderr
+
+
+FORK = """
+import os, sys
+import numpy as np
+from kernelproof import kernels, spec
+x = np.ones((64, 1024), np.float32)
+kernels.relu(x)
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    os._exit(0 if (kernels.relu(x) == x).all() else 1)
+except spec.UnsupportedError as error:
+    print(error, flush=True)
+    os._exit(7)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only GNU OpenMP ends a forked child")
+@pytest.mark.parametrize(("layer", "code", "told"), [("omp", 7, 'get_context("spawn")'), ("workqueue", 0, "")])
+def test_a_forked_child_computes_or_is_told_why_not(layer, code, told):
+    result = python(FORK, NUMBA_THREADING_LAYER=layer)
+    assert result.returncode == code, result.stderr
+    assert told in result.stdout
+
+
+def test_two_python_threads_may_call_at_once():
+    result = python(
+        """
+import threading
+import numpy as np
+from kernelproof import kernels
+x = np.arange(1 << 18, dtype=np.float32) - 1000
+wrong = []
+def work():
+    for _ in range(50):
+        if not (kernels.relu(x) == np.maximum(x, 0)).all():
+            wrong.append(1)
+threads = [threading.Thread(target=work) for _ in range(4)]
+[each.start() for each in threads]
+[each.join() for each in threads]
+assert not wrong
+""",
+        NUMBA_THREADING_LAYER="workqueue",  # The layer that aborts when entered twice.
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_ctrl_c_takes_effect_within_a_second():
+    result = python(
+        """
+import os, signal, threading, time
+import numpy as np
+from kernelproof import kernels
+kernels.conv2d(np.ones((1, 1, 8, 8), np.float32), np.ones((1, 1, 3, 3), np.float32))
+x, weight = np.ones((32, 64, 100, 100), np.float32), np.ones((64, 64, 15, 15), np.float32)
+sent = []
+def interrupt():
+    sent.append(time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Timer(0.5, interrupt).start()
+try:
+    kernels.conv2d(x, weight)
+except KeyboardInterrupt:
+    print(time.monotonic() - sent[0])
+"""
+    )
+    assert result.stdout, f"the call ended before the interrupt: {result.stderr}"
+    assert float(result.stdout) < 1
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A cache home and a copy of the kernel sources to edit."""
+    shutil.copytree(jit_cache._SOURCES, tmp_path / "sources", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(jit_cache, "_SOURCES", tmp_path / "sources")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "home"))
+    return tmp_path / "home" / "kernelproof"
+
+
+def test_the_cache_folder_is_the_users_alone(home):
+    folder = jit_cache.cache_folder()
+    assert folder is not None
+    assert folder.parent == home
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (home, folder)] == [0o700, 0o700]
+    home.chmod(0o770)
+    assert jit_cache.cache_folder() is None
+
+
+def test_an_edit_to_any_kernel_source_changes_the_cache_folder(home, tmp_path):
+    folders = {jit_cache.cache_folder()}
+    for source in (tmp_path / "sources").rglob("*.py"):
+        source.write_text(source.read_text() + "\n")
+        folders.add(jit_cache.cache_folder())
+    assert len(folders) == 1 + len(list((tmp_path / "sources").rglob("*.py")))
+
+
+def test_caches_unused_for_long_are_removed(home):
+    old, recent = home / "0123456789abcdef", home / "fedcba9876543210"
+    for folder in (old, recent):
+        folder.mkdir(parents=True)
+    month_ago = time.time() - 31 * 24 * 3600
+    os.utime(old, (month_ago, month_ago))
+    home.chmod(0o700)
+    current = jit_cache.cache_folder()
+    assert set(home.iterdir()) == {recent, current}
+
+
+def test_other_users_of_numba_keep_their_cache_setting(home):
+    before = numba.config.CACHE_DIR
+    with jit_cache.private_cache():
+        assert Path(numba.config.CACHE_DIR).parent == home
+        assert jit_cache.is_caching()
+    assert before == numba.config.CACHE_DIR
+
+
+def test_without_a_cache_folder_kernels_still_run(tmp_path):
+    (tmp_path / "file").touch()
+    result = python(
+        "import numpy, kernelproof.kernels as k; print(k.relu(numpy.array([-1.0, 2.0])))",
+        NUMBA_CACHE_DIR="",
+        XDG_CACHE_HOME=str(tmp_path / "file"),
+    )
+    assert result.stdout == "[0. 2.]\n", result.stderr
