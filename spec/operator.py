@@ -66,7 +66,7 @@ def check_arrays(operator: str, **arrays: Any) -> None:
     for name, array in arrays.items():
         if array is None:
             continue
-        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        if not hasattr(array, "shape") or not hasattr(array, "dtype") or isinstance(array, np.generic):
             raise DtypeError(
                 operator, f"{name} is a {type(array).__name__}", "an array", f"Pass numpy.asarray({name})."
             )

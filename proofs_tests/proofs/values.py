@@ -54,7 +54,8 @@ def mantissa(problem: "Problem", generator: np.random.Generator) -> Arrays:
     bits = significand_bits(problem.dtype)
 
     def odd(shape: tuple[int, ...]) -> np.ndarray:
-        return generator.choice([-1, 1], shape) * (generator.integers(2 ** (bits - 2), 2 ** (bits - 1), shape) * 2 + 1)
+        sign, half = generator.choice([-1, 1], shape), generator.integers(2 ** (bits - 2), 2 ** (bits - 1), shape)
+        return np.asarray(sign * (2 * half + 1))
 
     def single(shape: tuple[int, ...], value: np.ndarray) -> np.ndarray:
         array = np.zeros(shape, np.int64)

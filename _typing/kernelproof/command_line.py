@@ -1,0 +1,1 @@
+../../app/command_line.py

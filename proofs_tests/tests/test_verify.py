@@ -1,0 +1,95 @@
+"""`verify`: its verdicts, its exit statuses, and the code that it prints."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernelproof import spec
+from kernelproof.proofs import verify
+from kernelproof.proofs.report import reproduction
+
+
+def test_the_specification_is_proven_with_less_than_one_in_a_billion_to_escape() -> None:
+    report = verify(spec.conv2d.__call__, "conv2d", level="L1", examples=30)
+    assert (report.verdict, report.exit_status) == ("proven", 0)
+    assert all(result.escape is not None and result.escape <= 1e-9 for result in report.results)
+
+
+def test_the_smallest_case_is_small() -> None:
+    def ignores_dilation(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        wrong = options | {"dilation": (options["dilation"][0],) * 2}
+        return spec.conv2d(x, weight, bias, **wrong)
+
+    failure = verify(ignores_dilation, "conv2d", level="L1").failures[0].failure
+    assert failure is not None
+    assert "'dilation': (1, 2)" in failure.problem or "'dilation': (2, 1)" in failure.problem
+    assert "'stride': (1, 1), 'padding': ((0, 0), (0, 0))" in failure.problem
+
+
+def test_unsupported_is_no_pass() -> None:
+    def nothing(x: Any) -> Any:
+        raise NotImplementedError
+
+    report = verify(nothing, "relu")
+    assert (report.verdict, report.exit_status) == ("unsupported", 3)
+
+
+def test_a_kernel_may_leave_cases_out_and_is_judged_on_the_others() -> None:
+    def square_strides_only(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        if len(set(options["stride"])) > 1:
+            raise NotImplementedError
+        return spec.conv2d(x, weight, bias, **options)
+
+    report = verify(square_strides_only, "conv2d", level="L1")
+    assert report.verdict == "proven"
+    assert report.results[0].unsupported > 0
+    assert report.results[0].hit["stride_h != stride_w"] == 0
+
+
+def test_the_same_seed_draws_the_same_problems() -> None:
+    runs = [verify(spec.relu.__call__, "relu", seed=7, examples=20).as_json()["results"] for _ in range(2)]
+    assert [{**each, "seconds": 0} for each in runs[0]] == [{**each, "seconds": 0} for each in runs[1]]
+
+
+def test_the_report_is_json() -> None:
+    report = verify(spec.linear.__call__, "linear", examples=10)
+    assert json.loads(json.dumps(report.as_json()))["verdict"] == "proven"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"op": "conv3d"}, "conv3d"),
+        ({"op": None}, "op"),
+        ({"op": "relu", "level": "L99"}, "L99"),
+        ({"op": "relu", "examples": 0}, "examples=0"),
+    ],
+)
+def test_wrong_usage_is_told(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(spec.ParameterError, match=named):
+        verify(spec.relu.__call__, **arguments)
+
+
+def test_printed_code_shows_the_failure_again(tmp_path: Path) -> None:
+    module = tmp_path / "broken_kernel.py"
+    module.write_text("import numpy as np\n\ndef relu(x):\n    return np.where(x > 0, x, np.zeros_like(x))\n")
+    program = (
+        "from broken_kernel import relu; from kernelproof import verify; from kernelproof.proofs.report import *; "
+    )
+    program += "report = verify(relu, 'relu', level='L4'); print(reproduction(report.failures[0], report.kernel))"
+    code = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    again = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "LawBroken: relu at index" in again.stderr
+    assert "the specification nan" in again.stderr
+
+
+def test_a_proven_law_has_no_reproduction() -> None:
+    report = verify(spec.relu.__call__, "relu", level="L1", examples=5)
+    assert reproduction(report.results[0], report.kernel) == ""
