@@ -52,16 +52,15 @@ class SpecChain:
     def _wire(self, sections: tuple[_Section, ...]) -> None:
         steps: list[Step] = []
         self._sections, self.input, self.perform = sections, sections[0].input, specification
-        open_sizes = {str(size) for size in self.input[1:] if not isinstance(size, int)}
-        admits = Domain(({name: Sizes.of((1, math.inf)) for name in open_sizes},))
-        self.output, self.admits = self._extend(steps, self.input, admits, "")
+        positive = {str(size): Sizes.of((1, math.inf)) for size in self.input[1:] if not isinstance(size, int)}
+        self.output, self.admits = self._extend(steps, self.input, Domain((positive,)), "")
         self.steps = tuple(steps)
 
     def _extend(self, steps: list[Step], shape: Shape, admits: Domain, prefix: str) -> tuple[Shape, Domain]:
         """Append this chain's steps to those wired so far; what comes through: shape and sizes. Raises WiringError."""
         counts: dict[str, int] = {}
         for section in self._sections:
-            with drawn(steps, shape, prefix + "input", f"input {shape_text(section.input)}"):
+            with drawn(steps, shape, f"{prefix}input" if prefix else "joint"):
                 admits = join(section.input, shape, admits)
             for layer in section.layers:
                 kind = "chain" if isinstance(layer, SpecChain) else layer.kind
@@ -183,6 +182,7 @@ class SpecChain:
     def forward(self, parameters: Mapping[str, Any], x: Any) -> Any:
         """The output for a batch x or a single image; any scalar type, the same for x and all parameters.
 
+        With intervals, `intervals(array, array)` for every parameter, the output is a certified range for the box x.
         Raises ShapeError (a size outside `admits`), DtypeError, ParameterError.
         """
         return self.vjp(parameters, x)[0]

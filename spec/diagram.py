@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from .layers import Linear, SlidingLayer
-from .shape_algebra import Dimension, Domain, ReceptiveField, Shape, Size, product, shape_text
+from .shape_algebra import Dimension, Domain, ReceptiveField, Shape, Size, shape_text, size_at
 
 if TYPE_CHECKING:
     from .chain import Step
@@ -111,7 +111,7 @@ def svg(start: Shape, steps: Sequence["Step"], admits: Domain) -> str:
     """
     sizes = admits.example()
     shapes = [start, *(step.output for step in steps)]
-    values = [product(*(size if isinstance(size, int) else size.at(sizes) for size in shape[1:])) for shape in shapes]
+    values = [math.prod(size_at(size, sizes) for size in shape[1:]) for shape in shapes]
     most = math.log2(1 + max(values))
     halves = [max(3.0, FUNNEL / 2 * math.log2(1 + count) / most) for count in values]
     names = LEFT + FUNNEL + 24

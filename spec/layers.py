@@ -18,7 +18,7 @@ from .errors import ParameterError, ShapeError
 from .linear import flatten, flatten_dx, linear, linear_dbias, linear_dweight, linear_dx
 from .pool import max_pool2d, max_pool2d_dx
 from .relu import relu, relu_dx
-from .shape_algebra import Dimension, Domain, Shape, Size, SizeMap, Sizes, product, shape_text, through
+from .shape_algebra import Dimension, Domain, Shape, Size, SizeMap, Sizes, product, shape_text, size_at, through
 from .window import AXES, Padding, Window, whole
 from .window import Size as Extent
 
@@ -108,7 +108,7 @@ class SlidingLayer(Layer):
             legal = self.legal(axis)
             narrowed = admits & Domain.within(size, legal)
             if not narrowed:
-                known = size if isinstance(size, int) else size.at(admits.example())
+                known = size_at(size, admits.example())
                 plain = " with dilation=1" * (self.window.dilation[axis] > 1)
                 raise ShapeError(
                     repr(self),

@@ -152,7 +152,7 @@ class Dimension:
 
     def at(self, sizes: Mapping[str, int]) -> int:
         """The number, once every name has one."""
-        return product(self.times, *(map_(sizes[name]) for name, map_ in self.factors))  # type: ignore[return-value]
+        return self.times * math.prod(map_(sizes[name]) for name, map_ in self.factors)
 
     def __str__(self) -> str:
         if len(self.factors) == 1 and self.times == 1:
@@ -175,6 +175,11 @@ def product(*sizes: Size) -> Size:
         times *= size if isinstance(size, int) else size.times
         factors += [] if isinstance(size, int) else size.factors
     return Dimension(tuple(factors), times) if factors and times else times
+
+
+def size_at(size: Size, sizes: Mapping[str, int]) -> int:
+    """The number that a size is, once every name has one."""
+    return size if isinstance(size, int) else size.at(sizes)
 
 
 def through(map_: SizeMap, size: Size) -> Size:
@@ -229,7 +234,7 @@ class Domain:
 
     def __and__(self, other: "Domain") -> "Domain":
         both = (
-            {name: a.get(name, EVERY_SIZE) & b.get(name, EVERY_SIZE) for name in [*a, *(set(b) - set(a))]}
+            {name: a.get(name, EVERY_SIZE) & b.get(name, EVERY_SIZE) for name in {**a, **b}}
             for a in self.boxes
             for b in other.boxes
         )

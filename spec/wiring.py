@@ -73,15 +73,13 @@ def join(declared: Shape, shape: Shape, admits: Domain) -> Domain:
             "SpecChain",
             f"takes {shape_text(declared)}, but {shape_text(shape)} arrives",
             "equal shapes at the joint",
-            f'input="{" ".join(map(str, shape))}" would fit.'
-            if len(shape) == 4
-            else "Change the last layer before it.",
+            f"Declare its input as {shape_text(shape)}, or leave sizes open by names.",
         )
     return admits
 
 
 @contextmanager
-def drawn(steps: list[Step], shape: Shape, name: str, what: str) -> Iterator[None]:
+def drawn(steps: list[Step], shape: Shape, name: str, what: str = "") -> Iterator[None]:
     """A layer's refusal as the chain's, with the chain drawn as far as it went."""
     try:
         yield
@@ -89,7 +87,7 @@ def drawn(steps: list[Step], shape: Shape, name: str, what: str) -> Iterator[Non
         start = steps[0].input if steps else shape
         raise WiringError(
             "SpecChain",
-            f"{name} = {what} {refusal.came}",
+            f"{name} = {what} {refusal.came}" if what else f"{name} {refusal.came}",
             refusal.needed,
             refusal.remedy,
             diagram.text(start, steps, (name, what, f"<- {refusal.came}")),
