@@ -10,7 +10,7 @@ from jaxtyping import Int, Shaped
 from .errors import ParameterError
 from .operator import Arguments, Array, batched, check_arrays, check_equal, check_shape, operator
 from .scalars import lowest, maximum
-from .window import AXES, Padding, Size, Window
+from .window import AXES, Padding, Size, Window, row_major
 
 
 def pool_window(
@@ -131,7 +131,7 @@ def _in_order(taps: Array) -> Array:
 def _winner(x: Array, y: Array, window: Window) -> Array:
     """`h*width + w` of the first tap inside the image that holds the maximum."""
     h, w = x.shape[2:]
-    position = np.arange(h * w).reshape(1, 1, h, w)
+    position = row_major(np.ogrid[:h, :w], (h, w))[None, None]
     taps, index = _in_order(window.gather(x, fill=lowest(x.dtype))), _in_order(window.gather(position, fill=-1))
     is_maximum = (taps == y) | ((taps != taps) & (y != y))
     first = (is_maximum & (index >= 0)).argmax(axis=0)

@@ -11,7 +11,7 @@ Specs, kernels, chains and the ONNX exporter all ask this file.
 import operator as python_operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -60,6 +60,22 @@ def four_sided(operator: str, value: object) -> tuple[tuple[int, int], tuple[int
         return pair(operator, "padding", value[0], 0), pair(operator, "padding", value[1], 0)
     h, w = pair(operator, "padding", value, 0)
     return (h, h), (w, w)
+
+
+def row_major(index: Sequence[Any], shape: Sequence[Any]) -> Any:
+    """Where an entry stands in a row-major array: `((n*C + c)*H + h)*W + w` for `index` n, c, h, w."""
+    flat = 0
+    for position, size in zip(index, shape, strict=True):
+        flat = flat * size + position
+    return flat
+
+
+def adaptive_bin(position: int, bins: int, size: int) -> tuple[int, int]:
+    """First input and end of one of `bins` bins over `size` inputs: `floor(i*size/bins) .. ceil((i + 1)*size/bins)`.
+
+    Source: PyTorch `torch.nn.AdaptiveAvgPool2d`.
+    """
+    return position * size // bins, -(-(position + 1) * size // bins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +143,23 @@ class Window:
         """Output columns for an input `[..., h, w]`."""
         return self.output_size(1, x_shape[-1])
 
+    def position(self, axis: int, p: Any, r: Any) -> Any:
+        """`p*stride + r*dilation - pad_before`: what tap r of output p reads; outside the input is padding."""
+        return p * self.stride[axis] + r * self.dilation[axis] - self.padding[axis][0]
+
     def positions(self, axis: int, size: int) -> np.ndarray:
-        """`position[p,r] = p*stride + r*dilation - pad_before`: what tap r of output p reads; outside is padding."""
+        """`position[p,r]` of every output and tap along an axis of `size` inputs."""
         p = np.arange(self.output_size(axis, size))[:, None]
         r = np.arange(self.kernel[axis])[None, :]
-        return p * self.stride[axis] + r * self.dilation[axis] - self.padding[axis][0]
+        return self.position(axis, p, r)
+
+    def reach(self, axis: int, size: int) -> int:
+        """Positions of padding at the end of an axis that hold every read.
+
+        That asked for, or more where the last, incomplete window of ceil_mode reaches further out.
+        """
+        last = self.position(axis, self.output_size(axis, size) - 1, self.kernel[axis] - 1)
+        return max(self.padding[axis][1], last + 1 - size)
 
     def gather(self, x: np.ndarray, fill: object) -> np.ndarray:
         """`taps[n,c,p,q,r,s] = x[n, c, p*stride + r*dilation - pad, q*stride + s*dilation - pad]`, `fill` outside."""
@@ -149,11 +177,7 @@ class Window:
     def _padded(self, x_shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
         """Rows `[p,1,r,1]` and columns `[1,q,1,s]` counted in the padded image, and padding enough to hold them."""
         rows, columns = (self.positions(axis, x_shape[axis - 2]) + self.padding[axis][0] for axis in (0, 1))
-        pads = [
-            # Beyond the padding asked for, ceil_mode's last window may reach further out.
-            (before, max(after, int(reads.max()) + 1 - before - size))
-            for (before, after), reads, size in zip(self.padding, (rows, columns), x_shape[-2:], strict=True)
-        ]
+        pads = [(self.padding[axis][0], self.reach(axis, x_shape[axis - 2])) for axis in (0, 1)]
         return rows[:, None, :, None], columns[None, :, None, :], pads
 
     def check_fits(self, operator: str, x_shape: Sequence[int], what: str = "filter") -> None:
