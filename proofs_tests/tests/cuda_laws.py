@@ -67,7 +67,7 @@ def on_device(operator: str) -> Any:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         memories = [InDeviceMemory(each) if isinstance(each, np.ndarray) else each for each in args]
         arguments = [each.array if isinstance(each, InDeviceMemory) else each for each in memories]
-        result = getattr(kernels, OPERATORS[operator].__name__)(*arguments, **kwargs)
+        result = getattr(kernels, operator.replace(".", "_"))(*arguments, **kwargs)
         assert all(each.unchanged() for each in memories if isinstance(each, InDeviceMemory))
         return result
 
@@ -111,7 +111,7 @@ def test_law_holds_for_device_arrays_of_any_layout(law: str, operator: str) -> N
         database=None,
         derandomize=True,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )
     @given(st.data())
     def holds(data: st.DataObject) -> None:

@@ -39,7 +39,7 @@ def test_every_operator_has_a_cuda_kernel() -> None:
         "print(*(name for name, backend in KERNELS if backend == 'cuda'))"
     )
     child = in_a_child("-c", program, simulated=True)
-    assert sorted(child.stdout.split()) == sorted(each.__name__ for each in OPERATORS.values()), child.stderr
+    assert sorted(child.stdout.split()) == sorted(name.replace(".", "_") for name in OPERATORS), child.stderr
 
 
 @pytest.mark.skipif(cuda.is_available(), reason="this machine has a GPU")
