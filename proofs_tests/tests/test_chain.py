@@ -33,7 +33,6 @@ from kernelproof.spec import (
 from kernelproof.spec.shape_algebra import size_at
 
 SIZES = range(1, 16)
-numbers = st.integers(1, 3)
 WRONG: Any = "same"
 
 
@@ -46,8 +45,9 @@ def mnist(in_features: int = 3136, input: str = "n 1 28 28", channels: int = 64)
 
 
 @st.composite
-def feature_layers(draw: st.DrawFn, channels: int = 2, most: int = 4) -> list[Layer]:
+def feature_layers(draw: st.DrawFn, channels: int = 2, most: int = 4, largest: int = 3) -> list[Layer]:
     """Convolutions, pools and ReLUs in any order, the axes apart; the first takes `channels`."""
+    numbers = st.integers(1, largest)
     layers: list[Layer] = []
     for kind in draw(st.lists(st.sampled_from(["conv", "pool", "relu"]), min_size=1, max_size=most)):
         kernel, stride, dilation = (draw(st.tuples(numbers, numbers)) for _ in range(3))
@@ -67,7 +67,7 @@ def feature_layers(draw: st.DrawFn, channels: int = 2, most: int = 4) -> list[La
 @st.composite
 def classifiers(draw: st.DrawFn) -> SpecChain:
     """Features, Flatten and Linear on the smallest image that they take."""
-    layers = draw(feature_layers(most=3))
+    layers = draw(feature_layers(most=3, largest=2))
     features = SpecChain(*layers, input="n 2 h w")
     h, w = features.smallest_input()
     flat = SpecChain(*layers, Flatten(), input=f"n 2 {h} {w + 1}")
@@ -256,6 +256,13 @@ def test_the_number_that_would_fit_fits():
 def test_an_input_that_says_no_shape_is_refused(text):
     with pytest.raises(ParameterError):
         SpecChain(ReLU(), input=text)
+
+
+def test_a_batch_given_as_a_number_may_equal_another_size():
+    chain = SpecChain(ReLU(), input="1 1 1 1")
+    assert chain.forward({}, np.zeros((1, 1, 1, 1))).shape == (1, 1, 1, 1)
+    with pytest.raises(ShapeError, match=r"x is \(2, 1, 1, 1\); needs \(1, 1, 1, 1\)"):
+        chain.forward({}, np.zeros((2, 1, 1, 1)))
 
 
 @pytest.mark.parametrize(
