@@ -11,6 +11,7 @@ import pytest
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
+from kernelproof.kernels.dispatch import cpu
 from kernelproof.models.cnn2 import CNN2Config, CNN2Grads, CNN2Spec, cnn_forward, cnn_spec, cnn_with_relu_spec
 from kernelproof.proofs.exact_gradient import exact_gradient, rational
 from kernelproof.spec import KernelproofError, ShapeError, Window, conv2d_dbias, conv2d_dx, max_pool2d_dx, relu_dx
@@ -170,6 +171,20 @@ def test_the_explicit_pair_and_the_chain_agree_to_the_last_bit(problem, dtype):
     assert same(explicit.x, of_chain.x)
     assert explicit.parameters.keys() == derived.parameters.keys()
     assert all(same(explicit.parameters[key], gradient) for key, gradient in of_chain.parameters.items())
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems(), st.sampled_from([np.float32, np.float64]))
+def test_cnn2_on_the_cpu_kernels_equals_its_specification_on_whole_numbers(problem, dtype):
+    parameters, x, dlogits = problem.arrays()
+    parameters = {key: array.astype(dtype) for key, array in parameters.items()}
+    x, dlogits = x.astype(dtype), dlogits.astype(dtype)
+    cnn2 = CNN2Spec(problem.config)
+    specified, computed = cnn2.forward(parameters, x), cnn2.forward(parameters, x, cpu)
+    assert np.array_equal(specified.logits, computed.logits)
+    wanted, came = cnn2.backward(parameters, specified, dlogits), cnn2.backward(parameters, computed, dlogits, cpu)
+    assert np.array_equal(wanted.x, came.x)
+    assert all(np.array_equal(came.parameters[key], gradient) for key, gradient in wanted.parameters.items())
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:

@@ -28,7 +28,7 @@ class TrainConfig:
     12 seeds over 4 splits; 98.5 % on average.
     """
 
-    epochs: int = 20
+    epochs: int = 15
     batch_size: int = 32
     learning_rate: float = 0.05
     momentum: float = 0.9
