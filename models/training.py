@@ -24,8 +24,8 @@ class DivergenceError(KernelproofError):
 class TrainConfig:
     """How long and how fast to learn. Raises ParameterError.
 
-    With the defaults a CNN2 of 16 and 32 filters reads at least 97.5 % of the bundled digits held out, for every one of
-    12 seeds over 4 splits; 98.5 % on average.
+    With the defaults a CNN2 of 16 and 32 filters reads 98.2 % of the bundled digits held out on average, and at least
+    97.2 %, over 12 seeds and 4 splits.
     """
 
     epochs: int = 15

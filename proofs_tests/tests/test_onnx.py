@@ -234,6 +234,9 @@ def test_a_graph_speaks_pytorchs_names_and_the_chains_formulas():
     assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
     assert model.ir_version == IR_VERSION
     assert (model.producer_name, model.producer_version) == ("kernelproof", version("kernelproof"))
+    assert {each.key: each.value for each in model.metadata_props} == {
+        "specification": f"kernelproof.spec {version('kernelproof')}"
+    }
     assert model.graph.doc_string == repr(chain)
     assert not any(attribute.name == "auto_pad" for node in model.graph.node for attribute in node.attribute)
 

@@ -54,11 +54,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     assert [each.loss for each in first] != [each.loss for each in other]
 
 
-def test_training_on_the_cpu_kernels_learns_and_repeats_to_the_bit():
-    chain = CHAIN.compile("cpu")
-    first, again = run(chain=chain, epochs=1), run(chain=chain, epochs=1)
-    assert all(first[-1].parameters[key].tobytes() == array.tobytes() for key, array in again[-1].parameters.items())
-    assert np.mean([each.loss for each in first[-5:]]) < first[0].loss
+def test_training_on_the_cpu_kernels_repeats_to_the_bit():
+    first, again = (run(steps=5, chain=CHAIN.compile("cpu"))[-1].parameters for _ in range(2))
+    assert all(first[key].tobytes() == array.tobytes() for key, array in again.items())
 
 
 def test_an_epoch_sees_every_image_once_and_counts_its_steps():
