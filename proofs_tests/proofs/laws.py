@@ -4,7 +4,7 @@ A law draws its problems from the operator table, so it is written once for ever
 raises `LawBroken` with the element that is wrong, what came and what is right.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -45,7 +45,10 @@ class Observation:
 
 @dataclass(frozen=True)
 class Law:
-    """A theorem `name` at an evidence `level`, checked on problems with values of one `family`."""
+    """A theorem `name` at an evidence `level`, checked on problems with values of one `family`.
+
+    `where` says which problems it has something to say about.
+    """
 
     level: str
     name: str
@@ -53,16 +56,19 @@ class Law:
     family: str
     holds_for: frozenset[str]
     check: Callable[[Kernel, Problem], Observation]
+    where: Callable[[Problem], bool]
 
 
 LAWS: dict[str, Law] = {}
 
 
-def law(level: str, family: str, operators: Any) -> Callable[[Callable[..., Observation]], Law]:
+def law(
+    level: str, family: str, operators: Iterable[str], where: Callable[[Problem], bool] = lambda problem: True
+) -> Callable[[Callable[..., Observation]], Law]:
     """Register the check below as a law: its name is the theorem, its docstring the statement."""
 
     def register(check: Callable[[Kernel, Problem], Observation]) -> Law:
-        made = Law(level, check.__name__, (check.__doc__ or "").strip(), family, frozenset(operators), check)
+        made = Law(level, check.__name__, (check.__doc__ or "").strip(), family, frozenset(operators), check, where)
         LAWS[made.name] = made
         return made
 
@@ -166,7 +172,8 @@ def specified(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: Any) ->
                  for which, each in enumerate(results))  # fmt: skip
 
 
-def _vacuous(results: tuple[np.ndarray, ...]) -> bool:
+def all_zero(results: tuple[np.ndarray, ...]) -> bool:
+    """Whether the problem proves nothing: a kernel that only fills its result with zeros would pass."""
     return not np.any(results[0])
 
 
@@ -182,7 +189,7 @@ def equals_the_specification_on_whole_numbers(kernel: Kernel, problem: Problem) 
         arrays = drawn.arrays()
         right = specified(drawn, arrays, np.int64)
         compare(drawn, evaluate(kernel, drawn, arrays), right)
-        vacuous, draw = vacuous and _vacuous(right), draw + 1
+        vacuous, draw = vacuous and all_zero(right), draw + 1
         escape *= once if once is not None else 1.0
     return Observation(escape=escape if once is not None else None, vacuous=vacuous)
 
@@ -193,7 +200,7 @@ def equals_the_specification_where_values_tie(kernel: Kernel, problem: Problem) 
     arrays = problem.arrays()
     right = specified(problem, arrays, np.int64)
     compare(problem, evaluate(kernel, problem, arrays), right)
-    return Observation(vacuous=_vacuous(right))
+    return Observation(vacuous=all_zero(right))
 
 
 @law("L2", "mantissa", RATIONAL)
@@ -211,7 +218,7 @@ def keeps_every_bit_of_the_significand(kernel: Kernel, problem: Problem) -> Obse
                 f"{broken}; {precision_class(bits)} ({bits} bits kept)", problem, broken.index, **broken.values
             ) from None
         raise
-    return Observation(vacuous=_vacuous(right))
+    return Observation(vacuous=all_zero(right))
 
 
 def kept_bits(came: np.ndarray, right: np.ndarray) -> int:
@@ -247,7 +254,7 @@ def rounds_within_the_derived_bound(kernel: Kernel, problem: Problem) -> Observa
         # Indices are exact by their nature.
         allowed = (*allowed, np.zeros(problem.output))
     came = evaluate(kernel, problem, arrays)
-    return Observation(ratio=compare(problem, came, tuple(map(np.asarray, right)), allowed), vacuous=_vacuous(right))
+    return Observation(ratio=compare(problem, came, tuple(map(np.asarray, right)), allowed), vacuous=all_zero(right))
 
 
 @law("L4", "special", RATIONAL)
@@ -257,7 +264,7 @@ def puts_special_values_where_the_specification_does(kernel: Kernel, problem: Pr
     with np.errstate(invalid="ignore"):
         right = specified(problem, arrays, problem.dtype)
         compare(problem, evaluate(kernel, problem, arrays), right)
-    return Observation(vacuous=_vacuous(right))
+    return Observation(vacuous=all_zero(right))
 
 
 @law("L4", "special", ["max_pool2d"])
