@@ -1,0 +1,304 @@
+"""The command line: `kernelproof --help`."""
+
+import importlib
+import json as json_format
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import cyclopts
+from cyclopts import App
+from rich.console import Console
+
+from kernelproof.models import CNN2Config, cnn_with_relu_spec
+from kernelproof.models.host import write_whole
+from kernelproof.spec import ParameterError, SpecChain
+from kernelproof.spec.errors import KernelproofError
+
+BackendName: TypeAlias = Literal["cpu", "cuda"]
+Level: TypeAlias = Literal["L1", "L2", "L3", "L4", "L5", "L6", "L7"]
+
+PROVEN, REFUTED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = App(name="kernelproof", help="The reference standard for CNN operators: specifications, proven kernels, proofs.")
+screen = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run one command. Exit status: 0 done or proven, 1 refuted, 2 wrong usage, 3 nothing checked, 130 interrupted."""
+    try:
+        status = app(exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        errors.print(f"[red]kernelproof:[/] {error}\nSee: kernelproof --help", markup=True)
+        sys.exit(WRONG_USAGE)
+    except KernelproofError as error:
+        errors.print("[red]kernelproof:[/] ", end="")
+        errors.print(str(error), markup=False)
+        sys.exit(WRONG_USAGE)
+    except OSError as error:
+        errors.print(f"kernelproof: {error}", markup=False)
+        sys.exit(WRONG_USAGE)
+    except KeyboardInterrupt:
+        errors.print("kernelproof: interrupted; nothing half-written was left behind.")
+        sys.exit(INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else PROVEN)
+
+
+@app.command
+def demo(out: Path = Path("kernelproof-demo"), *, seed: int = 0, epochs: int = 20) -> int:
+    """Prove the kernels, train CNN2 on handwritten digits, export it to ONNX, compare, and write a page about it.
+
+    Parameters
+    ----------
+    out
+        Folder for the page, the parameters and the ONNX file; made if it is not there.
+    seed
+        Draws the problems, the initial parameters and the order of the digits: the same seed, the same result.
+    epochs
+        How often training sees all digits.
+    """
+    from .demo import run
+
+    return run(out, seed, epochs, screen)
+
+
+@app.command
+def verify(
+    kernel: str | None = None,
+    *,
+    op: str | None = None,
+    backend: BackendName = "cpu",
+    level: tuple[Level, ...] = (),
+    examples: int = 100,
+    seed: int = 0,
+    json: Path | None = None,
+) -> int:
+    """Hold a kernel to every law of its operator: it is proven, or refuted with the smallest case that fails.
+
+    Exit status: 0 proven, 1 refuted, 2 wrong usage, 3 nothing checked.
+
+    Parameters
+    ----------
+    kernel
+        Your function as package.module:function, with the operator's own arguments. Left out: the backend's kernels.
+    op
+        The operator: conv2d, conv2d.dx, conv2d.dweight, max_pool2d ... Left out: all of the backend's.
+    backend
+        Whose kernels to hold to the laws when no function is given.
+    level
+        Only laws of these levels; may be given several times. Left out: all.
+    examples
+        Problems drawn for each law.
+    seed
+        Draws the problems: the same seed, the same problems.
+    json
+        Write everything that was found to this file; - for standard output.
+    """
+    from kernelproof.proofs import verify as hold_to_laws
+
+    from .terminal import show_report, watched
+
+    to_stdout = json is not None and str(json) == "-"
+    console = errors if to_stdout else screen
+    subject = backend if kernel is None else _imported(kernel, "verify", "kernel")
+    with watched(console, subject, op, level) as progress:
+        report = hold_to_laws(subject, op, level=level or None, examples=examples, seed=seed, progress=progress)
+    show_report(console, report)
+    if json is not None:
+        _write_json(report.as_json(), json)
+    return report.exit_status
+
+
+@app.command
+def train(
+    model: str = "cnn2",
+    out: Path = Path("cnn2.safetensors"),
+    *,
+    backend: BackendName = "cpu",
+    c1: int = 16,
+    c2: int = 32,
+    epochs: int = 20,
+    batch_size: int = 32,
+    learning_rate: float = 0.05,
+    momentum: float = 0.9,
+    seed: int = 0,
+) -> None:
+    """Train a model on the bundled handwritten digits (1,797 images of 8x8 pixels) and save its parameters.
+
+    Parameters
+    ----------
+    model
+        cnn2, or a chain of yours for "n 1 8 8" as package.module:chain.
+    out
+        Where the parameters go, as safetensors under PyTorch's keys.
+    backend
+        Where it runs.
+    c1
+        Filters of cnn2's first convolution.
+    c2
+        Filters of cnn2's second convolution.
+    epochs
+        How often training sees all digits.
+    batch_size
+        Images in one step.
+    learning_rate
+        How far one step goes.
+    momentum
+        How much of the last step is kept.
+    seed
+        Draws the split, the initial parameters and the order: the same seed, the same bits.
+    """
+    from kernelproof.models import TrainConfig, evaluate, load_digits, save_checkpoint
+
+    from .terminal import trained
+
+    config = TrainConfig(epochs, batch_size, learning_rate, momentum, seed)
+    chain = _chain(model, CNN2Config(c1=c1, c2=c2, image_size=8)).compile(backend)
+    learning, held_out = load_digits().split(seed=seed)
+    parameters, _ = trained(screen, chain, chain.initialise(seed), learning, config)
+    result = evaluate(chain, parameters, held_out.images, held_out.labels)
+    save_checkpoint(parameters, out)
+    screen.print(f"{result.accuracy:.2%} of {len(held_out)} digits held out are read right; parameters in {out}")
+    if model == "cnn2":
+        screen.print(f"Export: kernelproof export cnn2 cnn2.onnx --c1 {c1} --c2 {c2} --image-size 8 --parameters {out}")
+
+
+@app.command
+def export(
+    model: str,
+    out: Path,
+    *,
+    parameters: Path | None = None,
+    c1: int = 32,
+    c2: int = 64,
+    out_dim: int = 10,
+    image_size: int = 28,
+    seed: int = 0,
+) -> None:
+    """Write a model as an ONNX file (opset 18), checked in full; the batch size stays open.
+
+    Parameters
+    ----------
+    model
+        cnn2, or a chain of yours as package.module:chain.
+    out
+        The ONNX file to write.
+    parameters
+        A safetensors file as `kernelproof train` saves it. Left out: freshly initialised parameters.
+    c1
+        Filters of cnn2's first convolution.
+    c2
+        Filters of cnn2's second convolution.
+    out_dim
+        Classes that cnn2 tells apart.
+    image_size
+        Rows and columns of cnn2's images.
+    seed
+        Draws the fresh parameters.
+    """
+    from kernelproof.models import load_checkpoint
+
+    chain = _chain(model, CNN2Config(c1=c1, c2=c2, out_dim=out_dim, image_size=image_size))
+    own = chain.initialise(seed) if parameters is None else load_checkpoint(chain, parameters)
+    chain.to_onnx(own, out)
+    origin = f"freshly initialised parameters, seed {seed}" if parameters is None else f"parameters from {parameters}"
+    screen.print(f"{out}: {len(chain.steps)} layers, {origin}")
+
+
+@app.command
+def summary(
+    model: str = "cnn2",
+    *,
+    c1: int = 32,
+    c2: int = 64,
+    out_dim: int = 10,
+    image_size: int = 28,
+    diagram: Literal["mermaid", "svg"] | None = None,
+    json: bool = False,
+) -> None:
+    """Show a model's layers: output shape, parameters, multiply-adds and receptive field of each.
+
+    Parameters
+    ----------
+    model
+        cnn2, or a chain of yours as package.module:chain.
+    c1
+        Filters of cnn2's first convolution.
+    c2
+        Filters of cnn2's second convolution.
+    out_dim
+        Classes that cnn2 tells apart.
+    image_size
+        Rows and columns of cnn2's images.
+    diagram
+        Print the chain drawn in this form instead.
+    json
+        Print names, shapes and parameters as JSON instead.
+    """
+    chain = _chain(model, CNN2Config(c1=c1, c2=c2, out_dim=out_dim, image_size=image_size))
+    if json:
+        shapes = {
+            name: [size if isinstance(size, int) else str(size) for size in s] for name, s in chain.shapes.items()
+        }
+        print(json_format.dumps({"shapes": shapes, "parameters": chain.parameter_shapes}, indent=2))
+    else:
+        print(chain.summary() if diagram is None else chain.diagram(diagram))
+
+
+@app.command
+def info(*, json: bool = False) -> None:
+    """Show versions, CPU threads and GPU: what to send along with a report.
+
+    Parameters
+    ----------
+    json
+        Print it as JSON instead.
+    """
+    from .terminal import environment, show_environment
+
+    found = environment()
+    if json:
+        print(json_format.dumps(found, indent=2))
+    else:
+        show_environment(screen, found)
+
+
+def _imported(name: str, command: str, what: str) -> Any:
+    """The object called package.module:attribute, looked for in the present folder too; raises ParameterError."""
+    module, colon, attribute = name.partition(":")
+    if not colon or not attribute:
+        raise ParameterError(command, f"{what} {name!r}", "package.module:name", "Write for example mykernels:conv2d.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ParameterError(
+            command, f"{what} {name!r}: {error}", "a module that Python finds", "Run in its folder, or install it."
+        ) from error
+    if not hasattr(found, attribute):
+        raise ParameterError(
+            command, f"{what} {name!r}", f"a name that {module} has", "Correct what follows the colon."
+        )
+    return getattr(found, attribute)
+
+
+def _chain(model: str, config: CNN2Config) -> SpecChain:
+    """CNN2 by that config, or the caller's own chain; raises ParameterError."""
+    if model == "cnn2":
+        return cnn_with_relu_spec(config)
+    chain = _imported(model, "kernelproof", "model")
+    if not isinstance(chain, SpecChain):
+        raise ParameterError(
+            "kernelproof", f"model {model!r} is a {type(chain).__name__}", "cnn2 or a SpecChain", "Name the chain."
+        )
+    return chain
+
+
+def _write_json(data: dict[str, Any], path: Path) -> None:
+    text = json_format.dumps(data, indent=2)
+    if str(path) == "-":
+        print(text)
+    else:
+        write_whole(path, text.encode())

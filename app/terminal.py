@@ -1,0 +1,149 @@
+"""What the commands show while they work and when they are done."""
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from kernelproof.models import Digits, TrainConfig, train
+from kernelproof.models import Progress as Step
+from kernelproof.proofs import Report, Result
+from kernelproof.proofs.report import reproduction
+from kernelproof.proofs.verify import laws_of, subjects
+from kernelproof.spec import SpecChain
+from kernelproof.spec.parameters import Parameters
+
+COLOURS = {"proven": "green", "refuted": "red", "unsupported": "yellow", "vacuous": "yellow"}
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console, transient=True,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def watched(
+    console: Console, kernel: Any, op: str | None, levels: Sequence[str] = ()
+) -> Iterator[Callable[[Result], None]]:
+    """A callable for `verify` to report to: one line a law as it is decided, under a bar of what is left."""
+    chosen = {"levels": levels} if levels else {}
+    total = sum(len(list(laws_of(operator, **chosen))) for operator in subjects(kernel, op))
+    with _bar(console) as bar:
+        task = bar.add_task("compiling and proving", total=total)
+
+        def progress(result: Result) -> None:
+            console.print(line(result))
+            bar.update(task, advance=1, description=result.operator)
+
+        yield progress
+
+
+def line(result: Result) -> str:
+    """One law's verdict: level, operator, theorem, and the figure that it is judged by."""
+    figure = ""
+    if result.verdict == "proven" and result.escape is not None:
+        figure = f", a wrong kernel escapes with probability <= {result.escape:.1e}"
+    elif result.verdict == "proven" and result.worst_ratio:
+        figure = f", worst error {result.worst_ratio:.0%} of its bound"
+    elif result.verdict == "vacuous":
+        figure = f", {result.vacuous} of them prove nothing"
+    elif result.verdict == "unsupported":
+        figure = f", {result.unsupported} declined"
+    colour = COLOURS[result.verdict]
+    return (
+        f"[{colour}]{result.verdict:>11}[/]  {result.level} {result.operator:<22} {result.law.replace('_', ' ')} "
+        f"[dim]({result.cases} problems{figure})[/]"
+    )
+
+
+def show_report(console: Console, report: Report) -> None:
+    """The verdict and its numbers; what failed comes last, with the code that shows it again."""
+    problems, laws = sum(result.cases for result in report.results), len(report.results)
+    operators = len({result.operator for result in report.results})
+    colour = COLOURS[report.verdict]
+    console.print(
+        f"[bold {colour}]{escape(report.kernel)}: {report.verdict}[/] - {laws} laws over {operators} operators, "
+        f"{problems:,} problems, seed {report.seed}, {sum(result.seconds for result in report.results):.0f} s"
+    )
+    for result in report.failures:
+        assert result.failure is not None
+        console.print(f"\n[red]{result.law.replace('_', ' ')}[/] ({result.statement})", soft_wrap=True)
+        console.print(result.failure.message, markup=False)
+        console.print("The smallest case that shows it, to paste into Python:\n")
+        console.print(reproduction(result, report.kernel), markup=False, soft_wrap=True)
+
+
+def trained(
+    console: Console, chain: SpecChain, parameters: Parameters, digits: Digits, config: TrainConfig
+) -> tuple[Parameters, list[Step]]:
+    """Train under a bar; a line an epoch. The parameters at the end and every step's progress."""
+    steps: list[Step] = []
+    with _bar(console) as bar:
+        task = bar.add_task("compiling", total=None)
+        for step in train(chain, parameters, digits.images, digits.labels, config):
+            steps.append(step)
+            bar.update(
+                task, total=step.steps, completed=step.step, description=f"epoch {step.epoch} loss {step.loss:.4f}"
+            )
+            if step.step * config.epochs % step.steps == 0:
+                of_epoch = [each for each in steps if each.epoch == step.epoch]
+                loss = sum(each.loss for each in of_epoch) / len(of_epoch)
+                accuracy = sum(each.accuracy for each in of_epoch) / len(of_epoch)
+                console.print(f"epoch {step.epoch:>3} of {config.epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}")
+    return (steps[-1].parameters if steps else parameters), steps
+
+
+PACKAGES = ("kernelproof", "numpy", "numba", "numba-cuda", "hypothesis", "jaxtyping", "beartype", "onnx", "onnxruntime")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform, CPU threads, GPU."""
+    import numba
+
+    return {
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": numba.core.config.CPU_NAME or _host_cpu(),
+        "threads": numba.get_num_threads(),
+        "cores": os.cpu_count(),
+        "gpu": _gpu(),
+    }
+
+
+def show_environment(console: Console, found: dict[str, Any]) -> None:
+    """The same, to read."""
+    for name, value in {**found["packages"], **{k: v for k, v in found.items() if k != "packages"}}.items():
+        console.print(f"{name:<12} {'not installed' if value is None else value}", markup=False)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _host_cpu() -> str:
+    import llvmlite.binding
+
+    return llvmlite.binding.get_host_cpu_name()
+
+
+def _gpu() -> str:
+    try:
+        from numba import cuda
+    except ImportError:
+        return "none: numba-cuda is not installed (extra kernelproof[cuda])"
+    if not cuda.is_available():
+        return "none found"
+    device = cuda.get_current_device()
+    return f"{device.name.decode() if isinstance(device.name, bytes) else device.name}, {device.compute_capability}"
