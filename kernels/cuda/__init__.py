@@ -6,6 +6,8 @@ in which threads run. No warp operations and no PTX: numba's simulator (`NUMBA_E
 
 import importlib.util
 
+import numpy as np
+
 from kernelproof.spec.errors import UnsupportedError
 
 if importlib.util.find_spec("numba_cuda") is None:
@@ -16,6 +18,16 @@ if importlib.util.find_spec("numba_cuda") is None:
         "Install it with pip install 'kernelproof[cuda]'.",
     )
 
-from . import conv, linear, pool, relu, training
+# numba-cuda 0.30 asks for a name that numpy 2.5 has no more: lent to it while it looks.
+_lent = not hasattr(np, "row_stack")
+if _lent:
+    np.row_stack = np.vstack  # type: ignore[attr-defined]
+try:
+    importlib.import_module("numba.cuda.np.arrayobj")
+finally:
+    if _lent:
+        del np.row_stack  # type: ignore[attr-defined]
+
+from . import conv, linear, pool, relu, training  # noqa: E402 - they compile
 
 __all__ = ["conv", "linear", "pool", "relu", "training"]

@@ -1,12 +1,10 @@
 """How a core is launched, and the device functions that cores share."""
 
 import contextlib
-import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from numba import cuda
 
 from .arrays import SIMULATED, DeviceArray, numba_stream
@@ -36,22 +34,7 @@ def _quiet_as_a_gpu() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _with_names_that_numpy_dropped() -> Iterator[None]:
-    """numba-cuda 0.30 looks up `numpy.row_stack` when it first compiles; numpy 2.5 has it no more."""
-    if SIMULATED or hasattr(np, "row_stack"):
-        yield
-        return
-    np.row_stack = np.vstack  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        del np.row_stack  # type: ignore[attr-defined]
-
-
 _GUARD: Callable[[], Any] = _quiet_as_a_gpu if SIMULATED else contextlib.nullcontext
-with _with_names_that_numpy_dropped():
-    importlib.import_module("numba.cuda.np.arrayobj")
 
 
 @cuda.jit(device=True)

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from numba import cuda
 
 from kernelproof import kernels, spec
-from kernelproof.kernels.cuda.arrays import SIMULATED, DeviceArray, Place
+from kernelproof.kernels.cuda.arrays import SIMULATED, DeviceArray, Place, cuda
 from kernelproof.proofs import metamorphic  # noqa: F401 - registers its laws
 from kernelproof.proofs.laws import LAWS
 from kernelproof.proofs.problems import Problem, problems
