@@ -5,13 +5,13 @@ import json as json_format
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import cyclopts
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.console import Console
 
-from kernelproof.models import CNN2Config, cnn_with_relu_spec
+from kernelproof.models import CNN2Config, TrainConfig, cnn_with_relu_spec
 from kernelproof.models.host import write_whole
 from kernelproof.spec import ParameterError, SpecChain
 from kernelproof.spec.errors import KernelproofError
@@ -34,8 +34,7 @@ def main() -> None:
         errors.print(f"[red]kernelproof:[/] {error}\nSee: kernelproof --help", markup=True)
         sys.exit(WRONG_USAGE)
     except KernelproofError as error:
-        errors.print("[red]kernelproof:[/] ", end="")
-        errors.print(str(error), markup=False)
+        errors.print(str(error), markup=False, style="red")
         sys.exit(WRONG_USAGE)
     except OSError as error:
         errors.print(f"kernelproof: {error}", markup=False)
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 @app.command
-def demo(out: Path = Path("kernelproof-demo"), *, seed: int = 0, epochs: int = 20) -> int:
+def demo(out: Path = Path("kernelproof-demo"), *, seed: int = 0, epochs: int = TrainConfig.epochs) -> int:
     """Prove the kernels, train CNN2 on handwritten digits, export it to ONNX, compare, and write a page about it.
 
     Parameters
@@ -70,10 +69,10 @@ def verify(
     *,
     op: str | None = None,
     backend: BackendName = "cpu",
-    level: tuple[Level, ...] = (),
+    level: Annotated[tuple[Level, ...], Parameter(negative=())] = (),
     examples: int = 100,
     seed: int = 0,
-    json: Path | None = None,
+    json: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> int:
     """Hold a kernel to every law of its operator: it is proven, or refuted with the smallest case that fails.
 
@@ -119,10 +118,10 @@ def train(
     backend: BackendName = "cpu",
     c1: int = 16,
     c2: int = 32,
-    epochs: int = 20,
-    batch_size: int = 32,
-    learning_rate: float = 0.05,
-    momentum: float = 0.9,
+    epochs: int = TrainConfig.epochs,
+    batch_size: int = TrainConfig.batch_size,
+    learning_rate: float = TrainConfig.learning_rate,
+    momentum: float = TrainConfig.momentum,
     seed: int = 0,
 ) -> None:
     """Train a model on the bundled handwritten digits (1,797 images of 8x8 pixels) and save its parameters.
@@ -150,7 +149,7 @@ def train(
     seed
         Draws the split, the initial parameters and the order: the same seed, the same bits.
     """
-    from kernelproof.models import TrainConfig, evaluate, load_digits, save_checkpoint
+    from kernelproof.models import evaluate, load_digits, save_checkpoint
 
     from .terminal import trained
 

@@ -14,6 +14,7 @@ from kernelproof.models import (
     CNN2Spec,
     Digits,
     Evaluation,
+    Progress,
     TrainConfig,
     cnn_with_relu_spec,
     evaluate,
@@ -21,7 +22,6 @@ from kernelproof.models import (
     save_checkpoint,
 )
 from kernelproof.models.host import write_whole
-from kernelproof.models import Progress
 from kernelproof.proofs import Report, verify
 from kernelproof.proofs.chain_bound import chain_bound
 from kernelproof.proofs.exact_gradient import exact_gradient, rational
@@ -60,7 +60,7 @@ def run(out: Path, seed: int, epochs: int, screen: Console) -> int:
     out.mkdir(parents=True, exist_ok=True)
     cpu = backend("cpu")
     screen.rule("1  the CPU kernels against their specifications", align="left")
-    with watched(screen, "cpu", None) as progress:
+    with watched(screen, "cpu", None, lines=False) as progress:
         report = verify("cpu", examples=EXAMPLES, seed=seed, progress=progress)
     show_report(screen, report)
     if report.verdict != "proven":

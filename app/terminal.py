@@ -31,16 +31,17 @@ def _bar(console: Console) -> Progress:
 
 @contextlib.contextmanager
 def watched(
-    console: Console, kernel: Any, op: str | None, levels: Sequence[str] = ()
+    console: Console, kernel: Any, op: str | None, levels: Sequence[str] = (), *, lines: bool = True
 ) -> Iterator[Callable[[Result], None]]:
-    """A callable for `verify` to report to: one line a law as it is decided, under a bar of what is left."""
+    """What `verify` reports its progress to: a bar of what is left and, with `lines`, a line for each law decided."""
     chosen = {"levels": levels} if levels else {}
     total = sum(len(list(laws_of(operator, **chosen))) for operator in subjects(kernel, op))
     with _bar(console) as bar:
         task = bar.add_task("compiling and proving", total=total)
 
         def progress(result: Result) -> None:
-            console.print(line(result))
+            if lines or result.failure:
+                console.print(line(result))
             bar.update(task, advance=1, description=result.operator)
 
         yield progress
@@ -54,7 +55,7 @@ def line(result: Result) -> str:
     elif result.verdict == "proven" and result.worst_ratio:
         figure = f", worst error {result.worst_ratio:.0%} of its bound"
     elif result.verdict == "vacuous":
-        figure = f", {result.vacuous} of them prove nothing"
+        figure = f", {result.vacuous} that prove nothing"
     elif result.verdict == "unsupported":
         figure = f", {result.unsupported} declined"
     colour = COLOURS[result.verdict]

@@ -205,10 +205,10 @@ def sgd(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any],
 
 @st.composite
 def _any_shape(draw: st.DrawFn) -> Shape:
-    shape = draw(st.lists(_batch, max_size=4))
-    if shape and draw(st.booleans()):
-        shape[-1] = draw(st.sampled_from(TILES))
-    return tuple(shape)
+    # Mostly rows of several elements: a single one is zero too often to prove anything.
+    if draw(st.sampled_from((False, False, False, False, False, True))):
+        return ()
+    return (*draw(st.lists(_batch, max_size=3)), draw(st.one_of(st.integers(4, 10), st.sampled_from(TILES))))
 
 
 def _fitting(draw: st.DrawFn, window: Window, axis: int) -> int:

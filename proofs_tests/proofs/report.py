@@ -9,9 +9,6 @@ from typing import Any
 
 from .laws import LawBroken
 
-VACUOUS_SHARE = 0.5
-"""A law whose problems mostly prove nothing (all outputs zero, nothing to permute) does not count as held."""
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -30,7 +27,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Result:
-    """One law held against one operator's kernel."""
+    """One law held against one operator's kernel; `vacuous` problems, where zeros are right, are no `cases`."""
 
     operator: str
     law: str
@@ -47,12 +44,12 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """proven, refuted, unsupported (never called with success) or vacuous."""
+        """proven, refuted, unsupported (it declined every problem) or vacuous (no problem said anything)."""
         if self.failure is not None:
             return "refuted"
-        if not self.cases:
-            return "unsupported"
-        return "vacuous" if self.vacuous > VACUOUS_SHARE * self.cases else "proven"
+        if self.cases > self.vacuous:
+            return "proven"
+        return "vacuous" if self.vacuous else "unsupported"
 
 
 @dataclass(frozen=True)

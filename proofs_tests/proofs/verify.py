@@ -134,7 +134,7 @@ class _Run:
             # A legal call: whatever the kernel raises is an answer that the law does not allow.
             self.broken = LawBroken(f"{self.operator}: the kernel raised {type(error).__name__}: {error}", problem)
             raise self.broken from error
-        self.cases += 1
+        self.cases += not seen.vacuous
         self.vacuous += seen.vacuous
         self.worst = max(self.worst, seen.ratio)
         if seen.escape is not None:
