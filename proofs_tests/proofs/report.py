@@ -47,7 +47,7 @@ class Result:
         """proven, refuted, unsupported (it declined every problem) or vacuous (no problem said anything)."""
         if self.failure is not None:
             return "refuted"
-        if self.cases > self.vacuous:
+        if self.cases:
             return "proven"
         return "vacuous" if self.vacuous else "unsupported"
 
