@@ -1,0 +1,72 @@
+"""Writes docs/laws.md and docs/operators.md from the docstrings: run `python docs/reference.py` after changing one."""
+
+import inspect
+from pathlib import Path
+
+from kernelproof.proofs import LAWS
+from kernelproof.proofs.coverage import predicates
+from kernelproof.proofs.shape_algebra import THEOREMS
+from kernelproof.proofs.verify import LEVELS
+from kernelproof.spec import OPERATORS
+
+HERE = Path(__file__).parent
+
+LEVEL_MEANS = {
+    "L1": "Exact: whole numbers so small that float sums are exact in any order.",
+    "L2": "Full significand: tells float32 from TF32, bfloat16 and half precision.",
+    "L3": "Rounding: every element within its own derived bound, `gamma(n + 1) * (sum |x||w| + |b|)`.",
+    "L4": "Special values: NaN, infinities, zeros, subnormals.",
+    "L5": "Gradients: the adjoint identity and the exact derivative, no finite differences.",
+    "L6": "Metamorphic: what holds a kernel against itself.",
+    "L7": "Determinism: the same call, the same bits.",
+}
+
+
+def laws() -> str:
+    """The page of laws: theorems of the shape arithmetic, laws by level, what problems are counted for."""
+    parts = [
+        "# The laws\n\nWritten by `python docs/reference.py` from the docstrings. `kernelproof verify` holds a kernel to "
+        "every law of its operator; `--level` picks some. Equal means equal as numbers, NaN where the specification has NaN.\n",
+        "## L0: the shape arithmetic, proved by z3 for every size\n",
+        *(f"- **{name.replace('_', ' ')}**: {theorem.statement}" for name, theorem in THEOREMS.items()),
+    ]
+    for level in LEVELS:
+        parts.append(f"\n## {level}\n\n{LEVEL_MEANS[level]}\n")
+        for law in LAWS.values():
+            if law.level == level:
+                operators = ", ".join(f"`{name}`" for name in OPERATORS if name in law.holds_for)
+                parts.append(
+                    f"- **{law.name.replace('_', ' ')}**: {law.statement} Values: {law.family}. For {operators}."
+                )
+    parts.append(
+        "\n## What the problems hit\n\nEvery run counts, for each operator, the problems that have one of these "
+        "properties, and asks for those that chance left out.\n"
+    )
+    for op in ("conv2d", "max_pool2d"):
+        parts.append(f"- `{op}`: {'; '.join(predicates(op))}.")
+    return "\n".join(parts) + "\n"
+
+
+def operators() -> str:
+    """The page of operators: each docstring under its signature."""
+    parts = ["# The operators\n\nWritten by `python docs/reference.py` from the docstrings of `kernelproof.spec`.\n"]
+    for name, operator in OPERATORS.items():
+        arguments = ", ".join(
+            ("*, " if first_option(operator, each) else "") + str(each.replace(annotation=each.empty))
+            for each in inspect.signature(operator).parameters.values()
+        )
+        parts.append(f"## {name}\n\n```python\n{operator.__name__}({arguments})\n```\n\n{inspect.getdoc(operator)}\n")
+    return "\n".join(parts)
+
+
+def first_option(operator: object, parameter: inspect.Parameter) -> bool:
+    """Whether the parameter is the first that is passed by name."""
+    options = [each for each in inspect.signature(operator).parameters.values() if each.kind is each.KEYWORD_ONLY]  # type: ignore[arg-type]
+    return options[:1] == [parameter]
+
+
+PAGES = {"laws.md": laws, "operators.md": operators}
+
+if __name__ == "__main__":
+    for page, text in PAGES.items():
+        (HERE / page).write_text(text())
