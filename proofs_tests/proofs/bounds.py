@@ -79,7 +79,9 @@ def _cross_entropy(problem: Problem, arrays: Mapping[str, np.ndarray], u: float,
         row_error = (total_error + 2 * FUNCTION_ULPS * u * log_total + u * z_target)[:, 0]
         return (np.asarray((row_error + gamma(n + 2, u) * (row + row_error)).sum() / n + tiny),)
     is_target = np.arange(k) == target[:, None]
-    p_error = p * _closed(e_error + total_error + u)
+    # As a quotient, or as exp(z - log S): there log S has its own error, and the difference is rounded once more.
+    difference_error = u * np.abs(z) + (1 + 2 * FUNCTION_ULPS) * u * np.log(total)
+    p_error = p * _closed(e_error + total_error + np.maximum(u, difference_error))
     result = np.abs(p - is_target) + p_error
     return ((p_error + gamma(2, u) * result) / n + 2 * tiny,)
 
