@@ -17,7 +17,7 @@ from kernelproof.spec import ParameterError, SpecChain
 from kernelproof.spec.errors import KernelproofError
 
 BackendName: TypeAlias = Literal["cpu", "cuda"]
-Level: TypeAlias = Literal["L1", "L2", "L3", "L4", "L5", "L6", "L7"]
+Level: TypeAlias = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"]
 
 PROVEN, REFUTED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 

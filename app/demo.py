@@ -90,7 +90,8 @@ def run(out: Path, seed: int, epochs: int, screen: Console) -> int:
     write_whole(out / "index.html", page(outcome).encode())
     screen.rule("proven", align="left")
     screen.print(
-        f"- {len(report.results)} laws hold for the CPU kernels, on {sum(r.cases for r in report.results):,} problems\n"
+        f"- {len(report.laws)} laws hold for the CPU kernels, on {report.problems:,} problems\n"
+        f"- {len(report.theorems)} theorems about sizes hold for every size\n"
         f"- every one of {sum(gradients.values())} gradients of CNN2 is the exact derivative\n"
         f"- CNN2 reads {evaluation.accuracy:.2%} of unseen digits, and ONNX Runtime agrees on all {compared:,} logits\n"
         f"Page:       {out / 'index.html'}\nModel:      {out / 'cnn2.onnx'}\nParameters: {out / 'cnn2.safetensors'}",

@@ -19,7 +19,7 @@ SAMPLES = 24
 def page(outcome: "Outcome") -> str:
     """The page as text."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("kernelproof", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     results = sorted(outcome.report.results, key=lambda result: result.operator)
     return environment.get_template("page.html").render(

@@ -15,7 +15,8 @@ from kernelproof.models import Digits, TrainConfig, train
 from kernelproof.models import Progress as Step
 from kernelproof.proofs import Report, Result
 from kernelproof.proofs.report import reproduction
-from kernelproof.proofs.verify import laws_of, subjects
+from kernelproof.proofs.shape_algebra import THEOREMS
+from kernelproof.proofs.verify import LEVELS, laws_of, subjects
 from kernelproof.spec import SpecChain
 from kernelproof.spec.parameters import Parameters
 
@@ -34,8 +35,9 @@ def watched(
     console: Console, kernel: Any, op: str | None, levels: Sequence[str] = (), *, lines: bool = True
 ) -> Iterator[Callable[[Result], None]]:
     """What `verify` reports its progress to: a bar of what is left and, with `lines`, a line for each law decided."""
-    chosen = {"levels": levels} if levels else {}
-    total = sum(len(list(laws_of(operator, **chosen))) for operator in subjects(kernel, op))
+    chosen = levels or LEVELS
+    total = sum(len(list(laws_of(operator, chosen))) for operator in subjects(kernel, op))
+    total += len(THEOREMS) if op is None and "L0" in chosen else 0
     with _bar(console) as bar:
         task = bar.add_task("compiling and proving", total=total)
 
@@ -61,25 +63,26 @@ def line(result: Result) -> str:
     colour = COLOURS[result.verdict]
     return (
         f"[{colour}]{result.verdict:>11}[/]  {result.level} {result.operator:<22} {result.law.replace('_', ' ')} "
-        f"[dim]({result.cases} problems{figure})[/]"
+        f"[dim]({result.cases} {'paths, every size' if result.level == 'L0' else 'problems'}{figure})[/]"
     )
 
 
 def show_report(console: Console, report: Report) -> None:
     """The verdict and its numbers; what failed comes last, with the code that shows it again."""
-    problems, laws = sum(result.cases for result in report.results), len(report.results)
-    operators = len({result.operator for result in report.results})
+    operators, seconds = len({result.operator for result in report.laws}), sum(each.seconds for each in report.results)
+    theorems = f"{len(report.theorems)} theorems about sizes, " if report.theorems else ""
     colour = COLOURS[report.verdict]
     console.print(
-        f"[bold {colour}]{escape(report.kernel)}: {report.verdict}[/] - {laws} laws over {operators} operators, "
-        f"{problems:,} problems, seed {report.seed}, {sum(result.seconds for result in report.results):.0f} s"
+        f"[bold {colour}]{escape(report.kernel)}: {report.verdict}[/] - {len(report.laws)} laws of {operators} operators on "
+        f"{report.problems:,} problems, {theorems}seed {report.seed}, {seconds:.0f} s"
     )
     for result in report.failures:
         assert result.failure is not None
         console.print(f"\n[red]{result.law.replace('_', ' ')}[/] ({result.statement})", soft_wrap=True)
         console.print(result.failure.message, markup=False)
-        console.print("The smallest case that shows it, to paste into Python:\n")
-        console.print(reproduction(result, report.kernel), markup=False, soft_wrap=True)
+        if code := reproduction(result, report.kernel):
+            console.print("The smallest case that shows it, to paste into Python:\n")
+            console.print(code, markup=False, soft_wrap=True)
 
 
 def trained(
@@ -107,13 +110,14 @@ PACKAGES = ("kernelproof", "numpy", "numba", "numba-cuda", "hypothesis", "jaxtyp
 
 def environment() -> dict[str, Any]:
     """Versions, platform, CPU threads, GPU."""
+    import llvmlite.binding
     import numba
 
     return {
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": numba.core.config.CPU_NAME or _host_cpu(),
+        "processor": llvmlite.binding.get_host_cpu_name(),
         "threads": numba.get_num_threads(),
         "cores": os.cpu_count(),
         "gpu": _gpu(),
@@ -131,12 +135,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _host_cpu() -> str:
-    import llvmlite.binding
-
-    return llvmlite.binding.get_host_cpu_name()
 
 
 def _gpu() -> str:

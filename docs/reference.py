@@ -25,8 +25,9 @@ LEVEL_MEANS = {
 def laws() -> str:
     """The page of laws: theorems of the shape arithmetic, laws by level, what problems are counted for."""
     parts = [
-        "# The laws\n\nWritten by `python docs/reference.py` from the docstrings. `kernelproof verify` holds a kernel to "
-        "every law of its operator; `--level` picks some. Equal means equal as numbers, NaN where the specification has NaN.\n",
+        "# The laws\n\nWritten by `python docs/reference.py` from the docstrings. `kernelproof verify` holds a kernel "
+        "to every law of its operator; `--level` picks some. Equal means equal as numbers, NaN where the specification "
+        "has NaN.\n",
         "## L0: the shape arithmetic, proved by z3 for every size\n",
         *(f"- **{name.replace('_', ' ')}**: {theorem.statement}" for name, theorem in THEOREMS.items()),
     ]

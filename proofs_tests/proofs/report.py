@@ -76,6 +76,21 @@ class Report:
         return {"proven": 0, "refuted": 1}.get(self.verdict, 3)
 
     @property
+    def laws(self) -> tuple[Result, ...]:
+        """The laws that kernels were held to."""
+        return tuple(result for result in self.results if result.level != "L0")
+
+    @property
+    def theorems(self) -> tuple[Result, ...]:
+        """The theorems of the shape arithmetic (L0)."""
+        return tuple(result for result in self.results if result.level == "L0")
+
+    @property
+    def problems(self) -> int:
+        """How many problems the laws were checked on."""
+        return sum(result.cases for result in self.laws)
+
+    @property
     def failures(self) -> tuple[Result, ...]:
         """The refuted laws."""
         return tuple(result for result in self.results if result.failure)
@@ -107,8 +122,8 @@ def versions() -> dict[str, str]:
 
 
 def reproduction(result: Result, kernel: str) -> str:
-    """Python that shows the failure again when it is pasted; `kernel` is the report's name for it."""
-    if result.failure is None:
+    """Python that shows a kernel's failure again when it is pasted; `kernel` is the report's name for it."""
+    if result.failure is None or not result.failure.problem:
         return ""
     module, _, function = kernel.partition(":")
     source = f"from {module} import {function} as kernel" if function else (

@@ -22,8 +22,9 @@ from .coverage import predicates
 from .laws import LAWS, Kernel, Law, LawBroken
 from .problems import Problem, problems
 from .report import Failure, Report, Result
+from .shape_algebra import THEOREMS, Theorem, prove
 
-LEVELS = ("L1", "L2", "L3", "L4", "L5", "L6", "L7")
+LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7")
 
 PROFILES = {"dev": 30, "ci": 100, "nightly": 2000}
 """Problems drawn for each law of each operator."""
@@ -67,7 +68,7 @@ def verify(
     dtypes: tuple[str, ...] | None = None,
     progress: Callable[[Result], None] = lambda result: None,
 ) -> Report:
-    """Hold a kernel to every law of its operator, or a backend ("cpu", "cuda") to those of all operators.
+    """Hold a kernel to every law of its operator, or a backend ("cpu", "cuda") to those of all operators and of sizes.
 
     `kernel` is a function with the operator's own arguments: it is called as `conv2d(x, weight, bias, stride=(sh, sw),
     padding=((top, bottom), (left, right)), dilation=(dh, dw), groups=g)` on numpy arrays. `examples` problems are drawn
@@ -86,11 +87,35 @@ def verify(
     if dtypes is None:
         dtypes = ("float32", "float64") if isinstance(kernel, str | kernels.Backend) else ("float32",)
     results = []
+    if "L0" in levels and op is None:
+        for theorem in THEOREMS.values():
+            results.append(proof_of(theorem))
+            progress(results[-1])
     for operator, function in subjects(kernel, op).items():
         for law in laws_of(operator, levels):
             results.append(hold(law, function, operator, examples, seed, dtypes))
             progress(results[-1])
     return Report(name_of(kernel), seed, examples, tuple(results))
+
+
+def proof_of(theorem: Theorem) -> Result:
+    """A theorem of the shape arithmetic that all operators stand on: its cases are the paths through the arithmetic."""
+    proof = prove(theorem)
+    refuted = f"{theorem.name}: {proof.counterexample or 'z3 found no proof'}"
+    return Result(
+        operator="sizes",
+        law=theorem.name,
+        level="L0",
+        statement=theorem.statement,
+        cases=proof.paths,
+        vacuous=0,
+        unsupported=0,
+        seconds=proof.seconds,
+        worst_ratio=None,
+        escape=None,
+        hit={},
+        failure=None if proof.proved else Failure(refuted, "", (), proof.counterexample or {}),
+    )
 
 
 def laws_of(operator: str, levels: Iterable[str] = LEVELS) -> Iterator[Law]:

@@ -96,10 +96,9 @@ def gives_every_filter_the_first_bias(x: Any, weight: Any, bias: Any, **options:
 
 
 @breaks("pads_as_explicit_zeros_do", "conv2d")
-def pads_the_end_as_the_beginning(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
-    (top, bottom), (left, right) = options["padding"]
-    moved = {"padding": ((bottom, top), (right, left))}
-    return spec.conv2d(x, weight, bias, **options | moved)
+def swaps_the_padding_before_and_after(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+    swapped: Any = {"padding": tuple(sides[::-1] for sides in options["padding"])}
+    return spec.conv2d(x, weight, bias, **options | swapped)
 
 
 @breaks("groups_are_a_block_diagonal_filter", "conv2d")

@@ -21,7 +21,7 @@ def test_the_specification_is_proven_with_less_than_one_in_a_billion_to_escape()
 
 def test_the_smallest_case_is_small() -> None:
     def ignores_dilation(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
-        wrong = options | {"dilation": (options["dilation"][0],) * 2}
+        wrong: Any = options | {"dilation": (options["dilation"][0],) * 2}
         return spec.conv2d(x, weight, bias, **wrong)
 
     failure = verify(ignores_dilation, "conv2d", level="L1").failures[0].failure
@@ -93,3 +93,9 @@ def test_printed_code_shows_the_failure_again(tmp_path: Path) -> None:
 def test_a_proven_law_has_no_reproduction() -> None:
     report = verify(spec.relu.__call__, "relu", level="L1", examples=5)
     assert reproduction(report.results[0], report.kernel) == ""
+
+
+def test_a_backend_is_proven_on_proven_shape_arithmetic() -> None:
+    report = verify("cpu", level="L0")
+    assert (report.verdict, {result.operator for result in report.results}) == ("proven", {"sizes"})
+    assert verify(spec.relu.__call__, "relu", level="L0").exit_status == 3
