@@ -63,7 +63,7 @@ def line(result: Result) -> str:
     colour = COLOURS[result.verdict]
     return (
         f"[{colour}]{result.verdict:>11}[/]  {result.level} {result.operator:<22} {result.law.replace('_', ' ')} "
-        f"[dim]({result.cases} {'paths, every size' if result.level == 'L0' else 'problems'}{figure})[/]"
+        f"[dim]({'for every size' if result.level == 'L0' else f'{result.cases} problems{figure}'})[/]"
     )
 
 
@@ -73,8 +73,8 @@ def show_report(console: Console, report: Report) -> None:
     theorems = f"{len(report.theorems)} theorems about sizes, " if report.theorems else ""
     colour = COLOURS[report.verdict]
     console.print(
-        f"[bold {colour}]{escape(report.kernel)}: {report.verdict}[/] - {len(report.laws)} laws of {operators} operators on "
-        f"{report.problems:,} problems, {theorems}seed {report.seed}, {seconds:.0f} s"
+        f"[bold {colour}]{escape(report.kernel)}: {report.verdict}[/] - {len(report.laws)} laws of {operators} operators "
+        f"on {report.problems:,} problems, {theorems}seed {report.seed}, {seconds:.0f} s"
     )
     for result in report.failures:
         assert result.failure is not None

@@ -6,7 +6,6 @@ from pathlib import Path
 from kernelproof.proofs import LAWS
 from kernelproof.proofs.coverage import predicates
 from kernelproof.proofs.shape_algebra import THEOREMS
-from kernelproof.proofs.verify import LEVELS
 from kernelproof.spec import OPERATORS
 
 HERE = Path(__file__).parent
@@ -31,8 +30,8 @@ def laws() -> str:
         "## L0: the shape arithmetic, proved by z3 for every size\n",
         *(f"- **{name.replace('_', ' ')}**: {theorem.statement}" for name, theorem in THEOREMS.items()),
     ]
-    for level in LEVELS:
-        parts.append(f"\n## {level}\n\n{LEVEL_MEANS[level]}\n")
+    for level, meaning in LEVEL_MEANS.items():
+        parts.append(f"\n## {level}\n\n{meaning}\n")
         for law in LAWS.values():
             if law.level == level:
                 operators = ", ".join(f"`{name}`" for name in OPERATORS if name in law.holds_for)
