@@ -71,10 +71,10 @@ def show_report(console: Console, report: Report) -> None:
     """The verdict and its numbers; what failed comes last, with the code that shows it again."""
     operators, seconds = len({result.operator for result in report.laws}), sum(each.seconds for each in report.results)
     theorems = f"{len(report.theorems)} theorems about sizes, " if report.theorems else ""
-    colour = COLOURS[report.verdict]
+    verdict = f"[bold {COLOURS[report.verdict]}]{escape(report.kernel)}: {report.verdict}[/]"
     console.print(
-        f"[bold {colour}]{escape(report.kernel)}: {report.verdict}[/] - {len(report.laws)} laws of {operators} operators "
-        f"on {report.problems:,} problems, {theorems}seed {report.seed}, {seconds:.0f} s"
+        f"{verdict} - {len(report.laws)} laws of {operators} operators on {report.problems:,} problems, "
+        f"{theorems}seed {report.seed}, {seconds:.0f} s"
     )
     for result in report.failures:
         assert result.failure is not None
