@@ -1,5 +1,7 @@
 """Hypothesis profiles, chosen with `--hypothesis-profile dev | ci | nightly`; ci unless told otherwise."""
 
+import importlib.util
+
 import hypothesis
 
 from kernelproof.proofs.verify import PROFILES
@@ -10,3 +12,6 @@ for name, examples in PROFILES.items():
         name, max_examples=examples, deadline=None, derandomize=name != "nightly", print_blob=True
     )
 hypothesis.settings.load_profile("ci")
+
+collect_ignore = [] if importlib.util.find_spec("torch") else ["test_against_torch.py"]
+"""PyTorch is no dependency: where it is missing the comparison with it does not exist."""
