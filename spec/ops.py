@@ -56,6 +56,7 @@ OPS: Mapping[str, Op] = {
         Op("sgd", sgd, linear_in=("parameter", "gradient", "velocity")),
     )
 }
+"""Every row by its name: the forward operators."""
 
 OPERATORS: Mapping[str, Operator[...]] = {
     name: each

@@ -60,6 +60,7 @@ class Law:
 
 
 LAWS: dict[str, Law] = {}
+"""Every law by its name; `@law` fills it."""
 
 
 def law(

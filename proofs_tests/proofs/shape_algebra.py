@@ -40,6 +40,7 @@ class Proof:
 
 
 THEOREMS: dict[str, Theorem] = {}
+"""Every theorem by its name; `@theorem` fills it."""
 
 
 def theorem(holds: Callable[..., Any]) -> Theorem:

@@ -32,7 +32,9 @@ class Control:
 
 
 MUSEUM: dict[str, Mutant] = {}
+"""Every mutant by its name; `@mutant` fills it."""
 CONTROLS: dict[str, Control] = {}
+"""Every correct kernel by its name; `@control` fills it."""
 
 
 def mutant(operator: str, source: str, trigger: str) -> Callable[[K], K]:

@@ -32,3 +32,4 @@ WAITING: tuple[Waiting, ...] = (
     Waiting("CVE-2021-41209", "level L9, bad input", "an empty filter divides by zero"),
     Waiting("tensorflow#46834", "level L9, bad input", "a window of 0 is accepted"),
 )
+"""Reports that no operator here, or no level of evidence here, can answer for."""
