@@ -108,7 +108,7 @@ def special(problem: "Problem", generator: np.random.Generator) -> Arrays:
     chosen = arrays[name]
     pool = np.array([np.nan, np.inf, -np.inf, -0.0, np.finfo(problem.dtype).smallest_subnormal], problem.dtype)
     where = generator.random(chosen.shape) < generator.choice([0.1, 0.5])
-    if generator.random() < 0.25 and problem.precision != "fp16":
+    if generator.random() < 0.25:
         # Subnormals in every addend: beside ordinary numbers the order of summation decides which are rounded away.
         for each in arrays if problem.operator == "sgd" else {"x" if name == "bias" else name, "bias"} & set(arrays):
             arrays[each] *= pool[-1]
