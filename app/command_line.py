@@ -72,6 +72,12 @@ def verify(
     level: Annotated[tuple[Level, ...], Parameter(negative=())] = (),
     examples: int = 100,
     seed: int = 0,
+    supports: str | None = None,
+    dtype: Annotated[tuple[Literal["float32", "float64"], ...], Parameter(negative=())] = (),
+    precision: str | None = None,
+    layout: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    time_limit: float = 120.0,
+    workers: int = 1,
     json: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> int:
     """Hold a kernel to every law of its operator: it is proven, or refuted with the smallest case that fails.
@@ -81,29 +87,55 @@ def verify(
     Parameters
     ----------
     kernel
-        Your function as package.module:function, with the operator's own arguments. Left out: the backend's kernels.
+        Yours, as package.module:name: a function with the operator's own arguments, an object with forward and
+        backward, or a class like torch.nn.Conv2d. Left out: the backend's kernels.
     op
         The operator: conv2d, conv2d.dx, conv2d.dweight, max_pool2d ... Left out: all of the backend's.
     backend
-        Whose kernels to hold to the laws when no function is given.
+        Whose kernels to hold to the laws when none of yours is given.
     level
         Only laws of these levels; may be given several times. Left out: all.
     examples
         Problems drawn for each law.
     seed
         Draws the problems: the same seed, the same problems.
+    supports
+        What your kernel is written for, as an expression: "stride[0] == stride[1] and groups == 1". Problems outside
+        are unsupported, never passed.
+    dtype
+        The scalar types it takes; may be given several times. Left out: float32.
+    precision
+        What it keeps of its operands: fp32, 3xtf32, tf32, fp16, bf16. Left out: all bits.
+    layout
+        The axes of an array that is not in the specification's order, such as x=nhwc, weight=rsck, y=npqk.
+    time_limit
+        Seconds that one check may take, compilation included. Your kernel runs in a process of its own.
+    workers
+        Processes that share the laws.
     json
         Write everything that was found to this file; - for standard output.
     """
     from kernelproof.proofs import verify as hold_to_laws
+    from kernelproof.proofs.subject import subject_of
 
-    from .terminal import show_report, watched
+    from .terminal import show_report, watched, working
 
     to_stdout = json is not None and str(json) == "-"
     console = errors if to_stdout else screen
-    subject = backend if kernel is None else _imported(kernel, "verify", "kernel")
-    with watched(console, subject, op, level) as progress:
-        report = hold_to_laws(subject, op, level=level or None, examples=examples, seed=seed, progress=progress)
+    subject = subject_of(
+        backend if kernel is None else _imported(kernel, "verify", "kernel"),
+        op,
+        supports=supports,
+        dtypes=dtype or None,
+        precision=precision,
+        layouts=_layouts(layout),
+        name=kernel,
+    )
+    with working(workers) as executor, watched(console, subject, level) as progress:
+        report = hold_to_laws(
+            subject, level=level or None, examples=examples, seed=seed, progress=progress,
+            time_limit=time_limit if kernel else None, executor=executor,
+        )  # fmt: skip
     show_report(console, report)
     if json is not None:
         _write_json(report.as_json(), json)
@@ -281,6 +313,12 @@ def _imported(name: str, command: str, what: str) -> Any:
             command, f"{what} {name!r}", f"a name that {module} has", "Correct what follows the colon."
         )
     return getattr(found, attribute)
+
+
+def _layouts(layout: tuple[str, ...]) -> dict[str, str]:
+    if wrong := [each for each in layout if "=" not in each]:
+        raise ParameterError("verify", f"--layout {wrong[0]}", "an array and its axes", "Write for example x=nhwc.")
+    return dict(each.split("=", 1) for each in layout)
 
 
 def _chain(model: str, config: CNN2Config) -> SpecChain:

@@ -25,6 +25,7 @@ from kernelproof.models.host import write_whole
 from kernelproof.proofs import Report, verify
 from kernelproof.proofs.chain_bound import chain_bound
 from kernelproof.proofs.exact_gradient import exact_gradient, rational
+from kernelproof.proofs.subject import subject_of
 from kernelproof.spec import SpecChain
 from kernelproof.spec.parameters import Parameters
 
@@ -60,8 +61,9 @@ def run(out: Path, seed: int, epochs: int, screen: Console) -> int:
     out.mkdir(parents=True, exist_ok=True)
     cpu = backend("cpu")
     screen.rule("1  the CPU kernels against their specifications", align="left")
-    with watched(screen, "cpu", None, lines=False) as progress:
-        report = verify("cpu", examples=EXAMPLES, seed=seed, progress=progress)
+    subject = subject_of(cpu)
+    with watched(screen, subject, lines=False) as progress:
+        report = verify(subject, examples=EXAMPLES, seed=seed, progress=progress)
     show_report(screen, report)
     if report.verdict != "proven":
         return report.exit_status

@@ -6,6 +6,7 @@ Kernels are called through the same doors, so an argument is refused with the sa
 """
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,8 +52,16 @@ class Operator(Generic[P]):
             return result
         return tuple(each[0] for each in result) if isinstance(result, tuple) else result[0]
 
+    def __reduce__(self) -> tuple[Callable[[str, str], Any], tuple[str, str]]:
+        # As a function would: by name. The checked body cannot travel to another process.
+        return _named, (self.__module__, self.__name__)
+
     def __repr__(self) -> str:
         return f"<operator {self.__name__}{self.__signature__}>"
+
+
+def _named(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 def operator(door: Callable[P, Arguments]) -> Callable[[Callable[..., Any]], Operator[P]]:

@@ -6,7 +6,8 @@ if __name__ != "kernelproof.proofs":
 from .laws import LAWS, Kernel, Law, LawBroken
 from .problems import Problem, problems
 from .report import Failure, Report, Result
-from .verify import backend_kernel, check, verify
+from .subject import Subject, subject_of
+from .verify import check, verify
 
 __all__ = [
     "LAWS",
@@ -17,8 +18,9 @@ __all__ = [
     "Problem",
     "Report",
     "Result",
-    "backend_kernel",
+    "Subject",
     "check",
     "problems",
+    "subject_of",
     "verify",
 ]

@@ -9,9 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from .problems import Problem
+from .values import PRECISIONS, significand_bits
 
 FUNCTION_ULPS = 2
 """exp and log are taken to be within this many units in the last place, as libm, SVML and CUDA document or better."""
+
+FP16_TINY = 2.0**-24
+"""Half precision's smallest subnormal: what cutting to it may lose of a small number."""
 
 
 def unit_roundoff(dtype: str | np.dtype) -> float:
@@ -42,9 +46,18 @@ def rounding_bound(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: st
             * np.asarray(problem.call(problem.spec, magnitudes | {"x": arrays["x"].astype(np.float64)})),
         )
     # Sums of products: the specification on ones counts the terms, on magnitudes it gives sum |x||w| + |b|.
-    count = np.asarray(problem.call(problem.spec, {name: np.ones_like(each) for name, each in magnitudes.items()}))
-    magnitude = np.asarray(problem.call(problem.spec, magnitudes))
-    return (gamma(count + 1, u) * magnitude + count * tiny,)
+    ones = {name: np.ones_like(each) for name, each in magnitudes.items()}
+    count, magnitude = np.asarray(problem.call(problem.spec, ones)), np.asarray(problem.call(problem.spec, magnitudes))
+    bound = gamma(count + 1, u) * magnitude + count * tiny
+    if problem.precision is None or PRECISIONS[problem.precision] >= significand_bits(str(np.dtype(dtype))):
+        return (bound,)
+    # Both operands were cut to so many bits first, tensor cores truncate; half precision also loses what is subnormal.
+    unit = 2.0 ** (1 - PRECISIONS[problem.precision])
+    bound = bound + ((1 + unit) ** 2 - 1) * (magnitude + bound)
+    if problem.precision == "fp16":
+        beside = [problem.call(problem.spec, {**magnitudes, name: ones[name]}) for name in magnitudes]
+        bound = bound + FP16_TINY * (sum(beside) + count * FP16_TINY)
+    return (bound,)
 
 
 def _sgd(

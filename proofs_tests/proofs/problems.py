@@ -32,7 +32,8 @@ class Problem:
     """One call of one operator: everything is in these fields, `repr` is code that makes it again.
 
     `shapes` are the forward's arrays, `output` its result's shape; `options` the forward's other arguments, one per
-    axis, padding four-sided. `family` names the values' distribution in `kernelproof.proofs.values`.
+    axis, padding four-sided. `family` names the values' distribution in `kernelproof.proofs.values`; `precision` is the
+    class that the kernel declares, None for all the bits of its dtype.
     """
 
     operator: str
@@ -43,6 +44,7 @@ class Problem:
     seed: int = 0
     dtype: str = "float32"
     layout: str = "contiguous"
+    precision: str | None = None
 
     @property
     def op(self) -> Op:
@@ -228,9 +230,16 @@ STRATEGIES: Mapping[str, Callable[[str], st.SearchStrategy[Any]]] = {
 
 
 @st.composite
-def problems(draw: st.DrawFn, operator: str, family: str, dtypes: tuple[str, ...] = ("float32",)) -> Problem:
+def problems(
+    draw: st.DrawFn,
+    operator: str,
+    family: str,
+    dtypes: tuple[str, ...] = ("float32",),
+    precision: str | None = None,
+) -> Problem:
     """Problems of one operator with values of one family."""
     shapes, options, output = draw(STRATEGIES[operator.partition(".")[0]](family))
     seed = draw(st.integers(0, 2**16 - 1))
     layout = draw(st.sampled_from(LAYOUTS))
-    return Problem(operator, shapes, options, output, family, seed, draw(st.sampled_from(dtypes)), layout)
+    dtype = draw(st.sampled_from(dtypes))
+    return Problem(operator, shapes, options, output, family, seed, dtype, layout, precision)

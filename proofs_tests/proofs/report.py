@@ -3,7 +3,7 @@
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -60,6 +60,7 @@ class Report:
     seed: int
     examples: int
     results: tuple[Result, ...]
+    layouts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -121,16 +122,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def reproduction(result: Result, kernel: str) -> str:
-    """Python that shows a kernel's failure again when it is pasted; `kernel` is the report's name for it."""
+def reproduction(result: Result, report: Report) -> str:
+    """Python that shows a kernel's failure again when it is pasted."""
     if result.failure is None or not result.failure.problem:
         return ""
-    module, _, function = kernel.partition(":")
-    source = f"from {module} import {function} as kernel" if function else (
-        f"kernel = backend_kernel({kernel!r}, {result.operator!r})"
-    )  # fmt: skip
-    backend = "" if function else ", backend_kernel"
+    module, colon, name = report.kernel.partition(":")
+    layouts = f", layouts={dict(report.layouts)!r}" if report.layouts else ""
+    source = f"from {module} import {name} as kernel" if colon else f"kernel = {report.kernel!r}"
     return (
-        f"from kernelproof.proofs import Problem, check{backend}\n{source}\n"
-        f"problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem)"
+        f"from kernelproof.proofs import Problem, check\n{source}\n"
+        f"problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{layouts})"
     )

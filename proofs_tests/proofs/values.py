@@ -12,9 +12,18 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 
+PRECISIONS: Mapping[str, int] = {"fp64": 53, "fp32": 24, "3xtf32": 21, "tf32": 11, "fp16": 11, "bf16": 8}
+"""Bits of the significand, the hidden one included, that a precision class keeps of every operand."""
+
+
 def significand_bits(dtype: str) -> int:
     """Bits of the significand, the hidden one included: 24 for float32, 53 for float64."""
     return np.finfo(dtype).nmant + 1
+
+
+def operand_bits(problem: "Problem") -> int:
+    """Bits that the kernel keeps of its operands: its declared precision class's, or all that the dtype has."""
+    return PRECISIONS[problem.precision] if problem.precision else significand_bits(problem.dtype)
 
 
 def terms(problem: "Problem") -> int:
@@ -32,7 +41,7 @@ def terms(problem: "Problem") -> int:
 def largest_whole(problem: "Problem") -> int:
     """The greatest M such that sums of `terms` products of whole numbers up to M are exact in float32, in any order."""
     room = 2 ** significand_bits("float32") // terms(problem)
-    return max(1, math.isqrt(room))
+    return max(1, min(math.isqrt(room), 2 ** operand_bits(problem)))
 
 
 def whole(problem: "Problem", generator: np.random.Generator) -> Arrays:
@@ -51,7 +60,7 @@ def mantissa(problem: "Problem", generator: np.random.Generator) -> Arrays:
 
     Every output is one of them or zero, exactly: a kernel that drops bits of an operand or of a product cannot hide it.
     """
-    bits = significand_bits(problem.dtype)
+    bits = operand_bits(problem)
 
     def odd(shape: tuple[int, ...]) -> np.ndarray:
         sign, half = generator.choice([-1, 1], shape), generator.integers(2 ** (bits - 2), 2 ** (bits - 1), shape)
@@ -77,7 +86,8 @@ def mantissa(problem: "Problem", generator: np.random.Generator) -> Arrays:
 
 def real(problem: "Problem", generator: np.random.Generator) -> Arrays:
     """Reals: normal, all positive, spread over many powers of two, or close together and far from zero."""
-    kind = generator.integers(4)
+    # Half precision holds neither the widest spread nor ten million.
+    kind = generator.integers(2 if problem.precision == "fp16" else 4)
 
     def draw(shape: tuple[int, ...]) -> np.ndarray:
         array = generator.standard_normal(shape)
@@ -108,7 +118,7 @@ def special(problem: "Problem", generator: np.random.Generator) -> Arrays:
     chosen = arrays[name]
     pool = np.array([np.nan, np.inf, -np.inf, -0.0, np.finfo(problem.dtype).smallest_subnormal], problem.dtype)
     where = generator.random(chosen.shape) < generator.choice([0.1, 0.5])
-    if generator.random() < 0.25:
+    if generator.random() < 0.25 and operand_bits(problem) == significand_bits(problem.dtype):
         # Subnormals in every addend: beside ordinary numbers the order of summation decides which are rounded away.
         for each in arrays if problem.operator == "sgd" else {"x" if name == "bias" else name, "bias"} & set(arrays):
             arrays[each] *= pool[-1]

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "kernelproof.spec": {"numpy", "jaxtyping", "beartype"},
     "kernelproof.kernels": {"kernelproof.spec", "numpy", "jaxtyping", "beartype", "numba"},
     "kernelproof.models": {"kernelproof.spec", "kernelproof.kernels", "numpy", "jaxtyping", "beartype", "safetensors"},
-    "kernelproof.proofs": {"kernelproof.spec", "kernelproof.kernels", "numpy", "hypothesis", "z3"},
+    "kernelproof.proofs": {"kernelproof.spec", "kernelproof.kernels", "numpy", "hypothesis", "z3", "cloudpickle"},
 }
 """Beside itself and the standard library. The app, which is not listed, may import everything."""
 

@@ -8,7 +8,8 @@ import pytest
 
 from kernelproof import spec
 from kernelproof.proofs import LAWS, verify
-from kernelproof.proofs.verify import hold
+from kernelproof.proofs.hold import hold
+from kernelproof.proofs.subject import Subject
 
 PLANTED: dict[str, tuple[str, Callable[..., Any]]] = {}
 
@@ -143,7 +144,7 @@ def reuses_its_result(x: Any) -> Any:
 @pytest.mark.parametrize("law", LAWS)
 def test_every_law_refutes_a_planted_fault(law: str) -> None:
     operator, kernel = PLANTED[law]
-    result = hold(LAWS[law], kernel, operator, 100, 0)
+    result = hold(LAWS[law], Subject("planted", {operator: kernel}), operator, 100, 0)
     assert result.verdict == "refuted"
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 
+from kernelproof.proofs.hold import hold
 from kernelproof.proofs.museum import CONTROLS, MUSEUM, WAITING, Control, Mutant
 from kernelproof.proofs.report import Result
-from kernelproof.proofs.verify import hold, laws_of
+from kernelproof.proofs.subject import subject_of
+from kernelproof.proofs.verify import laws_of
 from kernelproof.spec import OPERATORS
 
 EXAMPLES = 100
@@ -15,7 +17,8 @@ CONTROL_EXAMPLES = 8
 
 def verdict(mutant: Mutant) -> Result | None:
     """The first law that the mutant breaks."""
-    results = (hold(law, mutant.kernel, mutant.operator, EXAMPLES, seed=0) for law in laws_of(mutant.operator))
+    subject = subject_of(mutant.kernel, mutant.operator)
+    results = (hold(law, subject, mutant.operator, EXAMPLES, seed=0) for law in laws_of(mutant.operator))
     return next((result for result in results if result.failure), None)
 
 
@@ -32,14 +35,16 @@ def test_every_mutant_breaks_a_law(mutant: Mutant):
 def test_another_seed_finds_the_rarest_too(seed: int):
     for name in ("LayoutGuessedFromTheWeight", "TapsTruncatedWithGroups", "NanLostInTheTail"):
         mutant = MUSEUM[name]
-        results = (hold(law, mutant.kernel, mutant.operator, EXAMPLES, seed + 1) for law in laws_of(mutant.operator))
+        subject = subject_of(mutant.kernel, mutant.operator)
+        results = (hold(law, subject, mutant.operator, EXAMPLES, seed + 1) for law in laws_of(mutant.operator))
         assert any(result.failure for result in results), name
 
 
 @pytest.mark.parametrize(("seed", "control"), list(enumerate(CONTROLS.values())), ids=list(CONTROLS))
 def test_no_law_accuses_a_correct_kernel(seed: int, control: Control):
+    subject = subject_of(control.kernel, control.operator)
     for law in laws_of(control.operator):
-        result = hold(law, control.kernel, control.operator, CONTROL_EXAMPLES, seed)
+        result = hold(law, subject, control.operator, CONTROL_EXAMPLES, seed)
         assert result.failure is None, f"{control.name} ({control.way}): {result.failure}"
 
 

@@ -80,7 +80,7 @@ def test_printed_code_shows_the_failure_again(tmp_path: Path) -> None:
     program = (
         "from broken_kernel import relu; from kernelproof import verify; from kernelproof.proofs.report import *; "
     )
-    program += "report = verify(relu, 'relu', level='L4'); print(reproduction(report.failures[0], report.kernel))"
+    program += "report = verify(relu, 'relu', level='L4'); print(reproduction(report.failures[0], report))"
     code = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
@@ -92,7 +92,7 @@ def test_printed_code_shows_the_failure_again(tmp_path: Path) -> None:
 
 def test_a_proven_law_has_no_reproduction() -> None:
     report = verify(spec.relu.__call__, "relu", level="L1", examples=5)
-    assert reproduction(report.results[0], report.kernel) == ""
+    assert reproduction(report.results[0], report) == ""
 
 
 def test_a_backend_is_proven_on_proven_shape_arithmetic() -> None:

@@ -1,0 +1,146 @@
+"""One law held against one kernel: problems drawn, the first that breaks the law shrunk to the smallest."""
+
+import contextlib
+import time
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.strategies import SearchStrategy
+
+from kernelproof.spec import UnsupportedError
+
+from . import metamorphic  # noqa: F401 - registers its laws
+from .coverage import predicates
+from .laws import Law, LawBroken, Observation
+from .problems import Problem, problems
+from .report import Failure, Result
+from .subject import Subject
+
+Check: TypeAlias = Callable[[Law, Problem], Observation]
+"""Checks one law on one problem: in this process, or wherever the kernel is kept."""
+
+DIRECTED = 3
+"""Problems drawn for each predicate of the coverage list that chance has left out."""
+
+PATIENCE = 20
+"""Problems drawn for each one asked for, at most, when a kernel declines most of them."""
+
+
+def directly(subject: Subject) -> Check:
+    """Check in this process."""
+    return lambda law, problem: law.check(subject.functions[problem.operator], problem)
+
+
+@dataclass
+class _Run:
+    """What one law has seen of one kernel."""
+
+    law: Law
+    subject: Subject
+    operator: str
+    check_one: Check
+    cases: int = 0
+    vacuous: int = 0
+    unsupported: int = 0
+    worst: float = 0.0
+    escape: float | None = None
+    hit: Counter[str] = field(default_factory=Counter)
+    broken: LawBroken | None = None
+
+    def check(self, problem: Problem) -> None:
+        if not self.subject.supports(problem):
+            self.unsupported += 1
+            return
+        try:
+            seen = self.check_one(self.law, problem)
+        except (UnsupportedError, NotImplementedError):
+            self.unsupported += 1
+            return
+        except LawBroken as broken:
+            self.broken = broken
+            raise
+        except Exception as error:
+            # A legal call: whatever the kernel raises is an answer that the law does not allow.
+            self.broken = LawBroken(f"{self.operator}: the kernel raised {type(error).__name__}: {error}", problem)
+            raise self.broken from error
+        self.cases += not seen.vacuous
+        self.vacuous += seen.vacuous
+        self.worst = max(self.worst, seen.ratio)
+        if seen.escape is not None:
+            self.escape = max(self.escape or 0.0, seen.escape)
+        self.hit.update(name for name, holds in predicates(self.operator).items() if holds(problem))
+
+    @property
+    def seen(self) -> int:
+        return self.cases + self.vacuous
+
+    def draw(self, examples: int, seed: int) -> None:
+        """Check as many problems as were asked for, and some for each predicate that chance has left out."""
+        strategy = problems(self.operator, self.law.family, self.subject.dtypes, self.subject.precision)
+        strategy = strategy.filter(self.law.where)
+        _draw(strategy, self.check, examples, seed)
+        for more in range(1, PATIENCE):
+            if self.seen >= examples or not self.unsupported:
+                break
+            _draw(strategy, self.check, examples, seed + more)
+        for name, holds in predicates(self.operator).items():
+            if not self.hit[name] and not self.unsupported:
+                _draw(strategy.filter(holds), self.check, DIRECTED, seed)
+
+
+def hold(law: Law, subject: Subject, operator: str, examples: int, seed: int, check: Check | None = None) -> Result:
+    """Hold one law against the subject's kernel for one operator."""
+    started, run = time.perf_counter(), _Run(law, subject, operator, check or directly(subject))
+    try:
+        with warnings.catch_warnings():
+            # Overflowing and invalid operations are part of the problems; the answer is what counts.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            # A seed of its own for each law: laws that saw the same problems would be blind to the same faults.
+            run.draw(examples, zlib.crc32(f"{seed} {law.name} {operator}".encode()))
+    except LawBroken:
+        pass
+    except hypothesis.errors.Flaky:
+        # The smallest case passed when it was tried again: the law broke all the same.
+        if run.broken is None:
+            raise
+        run.broken.args = (f"{run.broken} (not every time: the kernel's answer varies)",)
+    return Result(
+        operator=operator,
+        law=law.name,
+        level=law.level,
+        statement=law.statement,
+        cases=run.cases,
+        vacuous=run.vacuous,
+        unsupported=run.unsupported,
+        seconds=time.perf_counter() - started,
+        worst_ratio=run.worst if law.level == "L3" else None,
+        escape=run.escape,
+        hit={name: run.hit[name] for name in predicates(operator)},
+        failure=Failure.of(run.broken) if run.broken else None,
+    )
+
+
+def _draw(strategy: SearchStrategy[Problem], check: Callable[[Problem], None], examples: int, seed: int) -> None:
+    """Check drawn problems; the exception that leaves is the smallest failing problem's."""
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @hypothesis.given(strategy)
+    def every(problem: Problem) -> None:
+        check(problem)
+
+    with contextlib.suppress(hypothesis.errors.Unsatisfiable):
+        every()

@@ -1,0 +1,109 @@
+"""A kernel in a process of its own: a crash, a signal or a hang is an answer, and not the end of the run."""
+
+import multiprocessing
+import signal
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+
+from kernelproof.spec import UnsupportedError
+
+from .laws import LAWS, Law, LawBroken, Observation
+from .problems import Problem
+from .subject import Subject
+
+
+class Isolated:
+    """Checks laws in a child process, which is started anew when a kernel has ended it.
+
+    Only the problem travels: the child draws the arrays from its seed. Use as a context manager.
+    """
+
+    def __init__(self, subject: Subject, time_limit: float) -> None:
+        # Functions of __main__ and lambdas are kernels too: the standard pickle would refuse them.
+        self._subject, self._time_limit = cloudpickle.dumps(subject), time_limit
+        self._context = multiprocessing.get_context("spawn")
+        self._process: Any = None
+        self.hung: Problem | None = None
+
+    def __enter__(self) -> "Isolated":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()
+
+    def __call__(self, law: Law, problem: Problem) -> Observation:
+        """Check the law in the child; raises what the check raised there, LawBroken if the kernel ended the child."""
+        # Each hang costs the whole time limit, so it is not shrunk: the case that hung stands.
+        if self.hung is None:
+            self._ask(law, problem)
+        elif problem != self.hung:
+            return Observation(vacuous=True)
+        if self.hung is not None:
+            message = f"{problem.operator}: the kernel did not return within {self._time_limit:g} s"
+            raise LawBroken(message, problem)
+        try:
+            outcome = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise LawBroken(
+                f"{problem.operator}: the kernel ended its process ({self._end_of_child()})", problem
+            ) from None
+        if isinstance(outcome, Observation):
+            return outcome
+        kind, message, index, values = outcome
+        if kind == "unsupported":
+            raise NotImplementedError(message)
+        raise LawBroken(message, problem, index, **values)
+
+    def _ask(self, law: Law, problem: Problem) -> None:
+        """Send the problem and wait for an answer; `hung` afterwards if none came."""
+        if self._process is None or not self._process.is_alive():
+            self._start()
+        self._connection.send((law.name, problem))
+        if not self._connection.poll(self._time_limit):
+            self._end()
+            self.hung = problem
+
+    def _start(self) -> None:
+        self._connection, theirs = self._context.Pipe()
+        self._process = self._context.Process(target=_serve, args=(self._subject, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+            self._process = None
+
+    def _end_of_child(self) -> str:
+        status = self._process.exitcode
+        return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+
+def _serve(pickled: bytes, connection: Connection) -> None:
+    """The child: checks what comes until the parent closes the connection."""
+    import warnings
+
+    warnings.simplefilter("ignore", RuntimeWarning)
+    subject = cloudpickle.loads(pickled)
+    while True:
+        try:
+            law, problem = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        connection.send(_outcome(LAWS[law], subject, problem))
+
+
+def _outcome(law: Law, subject: Subject, problem: Problem) -> Any:
+    try:
+        return law.check(subject.functions[problem.operator], problem)
+    except (UnsupportedError, NotImplementedError) as declined:
+        return "unsupported", str(declined), (), {}
+    except LawBroken as broken:
+        return "broken", str(broken), broken.index, broken.values
+    except BaseException as error:
+        return "broken", f"{problem.operator}: the kernel raised {type(error).__name__}: {error}", (), {}

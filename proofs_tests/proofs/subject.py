@@ -1,0 +1,275 @@
+"""A kernel as its author declares it: what it computes, in which form, on which problems, how precisely."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+import numpy as np
+
+from kernelproof import kernels
+from kernelproof.spec import OPERATORS, OPS, ParameterError, find
+
+from .laws import AXES, Kernel
+from .problems import Problem
+from .values import PRECISIONS
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Functions by operator name, all in the operator's own form, and what was declared about them.
+
+    `supports` says which problems it was written for: the others are unsupported, which is no pass.
+    """
+
+    name: str
+    functions: Mapping[str, Kernel]
+    dtypes: tuple[str, ...] = ("float32",)
+    supports: Callable[[Problem], bool] = field(default=lambda problem: True)
+    precision: str | None = None
+    layouts: Mapping[str, str] = field(default_factory=dict)
+
+
+def subject_of(
+    kernel: Any,
+    op: str | None = None,
+    *,
+    dtypes: tuple[str, ...] | None = None,
+    supports: str | Callable[..., bool] | None = None,
+    precision: str | None = None,
+    layouts: Mapping[str, str] | None = None,
+    name: str | None = None,
+) -> Subject:
+    """The subject that a backend ("cpu", "cuda"), a function, or an object with `forward` and `backward` is.
+
+    `supports` is an expression such as `"stride[0] == stride[1] and groups == 1"` or a function of the same names: the
+    operator's options, its arrays' shapes (`x_shape`, `weight_shape` ...), `dtype`. `layouts` gives the axes of arrays
+    that are not in the specification's order, the result's as `y`: `{"x": "nhwc", "weight": "rsck", "y": "npqk"}`.
+    `name` is what reports call the kernel and reproductions import, by default its module and name.
+    Raises ParameterError.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise ParameterError("verify", f"precision={precision!r}", f"one of {', '.join(PRECISIONS)}", "Choose one.")
+    if isinstance(kernel, str):
+        kernel = kernels.backend(kernel)
+    if isinstance(kernel, Subject):
+        return kernel
+    if isinstance(kernel, kernels.Backend):
+        names = list(OPERATORS) if op is None else operators_of(op)
+        functions: dict[str, Kernel] = {name: on_backend(kernel, name) for name in names}
+        name, dtypes = name or kernel.name, dtypes or ("float32", "float64")
+    else:
+        if op is None:
+            raise ParameterError("verify", "a kernel without op", "the operator it computes", 'Pass op="conv2d".')
+        find(op)
+        functions, name = _functions(kernel, op), name or name_of(kernel)
+    for operator, function in functions.items():
+        functions[operator] = _permuted(function, operator, layouts) if layouts else function
+    return Subject(name, functions, dtypes or ("float32",), _declared(supports), precision, layouts or {})
+
+
+def operators_of(op: str) -> list[str]:
+    """`conv2d` and its gradients for the row's name, one operator for a full one such as `conv2d.dx`."""
+    find(op)
+    return [name for name in OPERATORS if name == op or name.startswith(f"{op}.")]
+
+
+def on_backend(backend: kernels.Backend, operator: str) -> Kernel:
+    """The function with which a backend performs an operator."""
+    return lambda *args, **kwargs: backend(OPERATORS[operator], *args, **kwargs)
+
+
+def name_of(kernel: Any) -> str:
+    """What to call the kernel in a report: its module and name."""
+    named = kernel if hasattr(kernel, "__qualname__") else type(kernel)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _functions(kernel: Any, op: str) -> dict[str, Kernel]:
+    if inspect.isclass(kernel) and hasattr(kernel, "backward"):
+        return _of_module(kernel, op)
+    if hasattr(kernel, "forward") and hasattr(kernel, "backward"):
+        return _of_pair(kernel, op)
+    if not callable(kernel):
+        raise ParameterError(
+            "verify",
+            f"a {type(kernel).__name__}",
+            "a function, or forward and backward",
+            "See docs/prove-your-kernel.md.",
+        )
+    return {op: kernel}
+
+
+def _of_pair(kernel: Any, op: str) -> dict[str, Kernel]:
+    """`forward` has the operator's own arguments; `backward(dy)` then gives the gradients, in the arguments' order.
+
+    Both are judged: the forward as the operator, each gradient after a forward of the same problem.
+    """
+    row = _row(op)
+
+    def gradient(which: int, argument: str) -> Kernel:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = _named(f"{op}.d{argument}", args, kwargs)
+            kernel.forward(**_forward(row.name, given))
+            gradients = kernel.backward(given["dy"])
+            return gradients[which] if isinstance(gradients, tuple | list) else gradients
+
+        return run
+
+    return {op: kernel.forward} | {
+        f"{op}.d{argument}": gradient(which, argument) for which, argument in enumerate(row.gradients)
+    }
+
+
+def _of_module(kernel: Any, op: str) -> dict[str, Kernel]:
+    """A class like `torch.nn.Conv2d`: built from the options, `weight` and `bias` set, called, then `backward(dy)`.
+
+    `backward` returns dx and leaves `dweight` and `dbias` on the object. Training and evaluation mode, where the class
+    has them, take turns: neither may change the answer.
+    """
+    row, calls = _row(op), iter(range(2**62))
+
+    def built(given: Mapping[str, Any]) -> Any:
+        layer = kernel(**_constructor(row.name, given))
+        for name in ("weight", "bias"):
+            if name in given:
+                setattr(layer, name, given[name])
+        mode = "train" if next(calls) % 2 else "eval"
+        getattr(layer, mode, lambda: None)()
+        return layer
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = _named(op, args, kwargs)
+        return built(given)(given["x"])
+
+    def gradient(argument: str) -> Kernel:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            named = _named(f"{op}.d{argument}", args, kwargs)
+            given = _forward(row.name, named)
+            layer = built(given)
+            layer(given["x"])
+            dx = layer.backward(named["dy"])
+            return dx if argument == "x" else getattr(layer, f"d{argument}")
+
+        return run
+
+    return {op: forward} | {f"{op}.d{argument}": gradient(argument) for argument in row.gradients}
+
+
+def _row(op: str) -> Any:
+    if op not in OPS:
+        raise ParameterError(
+            "verify", f"op={op!r} for forward and backward", f"one of {', '.join(OPS)}", "Name the row."
+        )
+    return OPS[op]
+
+
+def _named(operator: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The call's arguments by the operator's own names."""
+    return dict(inspect.signature(find(operator)).bind(*args, **kwargs).arguments)
+
+
+def _forward(op: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The forward's arguments for a gradient's: ones for an operand that the gradient does not depend on."""
+    arguments = {}
+    for name, parameter in inspect.signature(find(op)).parameters.items():
+        if name in given:
+            arguments[name] = given[name]
+        elif name == "bias":
+            arguments[name] = np.zeros(given["dy"].shape[1], given["dy"].dtype)
+        elif parameter.default is parameter.empty:
+            arguments[name] = np.ones(given.get(f"{name}_shape") or _shape_beside(op, name, given), given["dy"].dtype)
+    return arguments
+
+
+def _shape_beside(op: str, name: str, given: Mapping[str, Any]) -> tuple[int, ...]:
+    """A shape of x or weight with which the forward gives dy's, where nothing tells it: one channel, one tap."""
+    n, k, *image = given["dy"].shape
+    if name == "x":
+        features = given["weight"].shape[1] if op == "linear" and "weight" in given else 1
+        return (n, features, *image)
+    return (k, given["x"].shape[1]) if op == "linear" and "x" in given else (k, 1, *(1 for _ in image))
+
+
+def _constructor(op: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What PyTorch's layer of this operator is built from."""
+    options = {name: each for name, each in given.items() if name not in ("x", "weight", "bias", "return_indices")}
+    if op == "conv2d":
+        filters, channels, *kernel_size = given["weight"].shape
+        sizes = (channels * given.get("groups", 1), filters, tuple(kernel_size))
+        return dict(zip(("in_channels", "out_channels", "kernel_size"), sizes, strict=True)) | options | {
+            "bias": given.get("bias") is not None
+        }  # fmt: skip
+    if op == "linear":
+        k, c = given["weight"].shape
+        return {"in_features": c, "out_features": k, "bias": given.get("bias") is not None}
+    return options
+
+
+def _declared(supports: str | Callable[..., bool] | None) -> Callable[[Problem], bool]:
+    if supports is None:
+        return lambda problem: True
+    holds = _expression(supports) if isinstance(supports, str) else supports
+    return lambda problem: bool(holds(**_facts(problem)))
+
+
+def _facts(problem: Problem) -> dict[str, Any]:
+    """What a declaration may speak of: options, shapes, dtype."""
+    return {
+        **problem.options,
+        **{f"{name}_shape": each for name, each in problem.shapes.items()},
+        "dtype": problem.dtype,
+    }
+
+
+def _expression(text: str) -> Callable[..., bool]:
+    try:
+        code: CodeType = compile(text, "supports", "eval")
+    except SyntaxError as error:
+        raise ParameterError("verify", f"supports={text!r}", "a Python expression", "Correct it.") from error
+
+    def holds(**facts: Any) -> bool:
+        try:
+            return bool(eval(code, {"__builtins__": {"len": len, "max": max, "min": min, "sum": sum}}, facts))
+        except NameError as error:
+            raise ParameterError(
+                "verify", f"supports={text!r}: {error}", f"only the names {', '.join(facts)}", "Correct it."
+            ) from error
+
+    return holds
+
+
+def _permuted(function: Kernel, operator: str, layouts: Mapping[str, str]) -> Kernel:
+    """The function with its arrays in the author's axis order, seen in the specification's."""
+    letters = {"x": "nchw", "weight": "kcrs", "dy": "nkpq", "y": AXES.get(operator, "")}
+    if operator.startswith("linear"):
+        letters |= {"x": "nc", "weight": "kc", "dy": "nk"}
+    if operator.startswith("max_pool2d"):
+        letters["dy"] = "ncpq"
+    order = {}
+    for name, layout in layouts.items():
+        if name not in letters or sorted(layout) != sorted(letters[name]):
+            raise ParameterError(
+                "verify",
+                f"layout {name}={layout}",
+                " or ".join(f"{k}={v} in any order" for k, v in letters.items()),
+                "Correct it.",
+            )
+        order[name] = [letters[name].index(axis) for axis in layout]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(find(operator)).bind(*args, **kwargs)
+        for name, axes in order.items():
+            if name in given.arguments:
+                given.arguments[name] = given.arguments[name].transpose(axes)
+            if f"{name}_shape" in given.arguments:
+                shape = given.arguments[f"{name}_shape"]
+                given.arguments[f"{name}_shape"] = tuple(shape[axis] for axis in axes)
+        result = function(*given.args, **given.kwargs)
+        if "y" not in order:
+            return result
+        back = np.argsort(order["y"])
+        return tuple(each.transpose(back) for each in result) if isinstance(result, tuple) else result.transpose(back)
+
+    return run
