@@ -22,7 +22,7 @@ lint: $(VENV)/dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@echo "== types"
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) build dist kernelproof-demo
