@@ -1,6 +1,7 @@
 """What the drawn problems have exercised: generators are code, and are shown to hit what bugs hide behind."""
 
 from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from typing import Any
 
 from kernelproof.spec import Window
@@ -8,6 +9,7 @@ from kernelproof.spec import Window
 from .problems import TILES, Problem
 
 
+@lru_cache(maxsize=1)
 def _window(problem: Problem) -> Window:
     options = problem.options
     kernel = options.get("kernel_size") or problem.shapes["weight"][2:]
@@ -106,7 +108,8 @@ COMMON: Mapping[str, Callable[[Problem], bool]] = {
 }
 
 
-def predicates(operator: str) -> dict[str, Callable[[Problem], bool]]:
+@cache
+def predicates(operator: str) -> Mapping[str, Callable[[Problem], bool]]:
     """What the problems of this operator are counted for; an empty batch only where one is legal."""
     op = operator.partition(".")[0]
     common: dict[str, Any] = dict(COMMON)

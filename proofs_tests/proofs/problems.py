@@ -7,6 +7,7 @@ that runs. The arrays follow from the seed. One strategy a row of the operator t
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,10 @@ class Problem:
     layout: str = "contiguous"
     precision: str | None = None
 
+    def __hash__(self) -> int:
+        # Shapes and options are dicts; equal problems have at least these in common.
+        return hash((self.operator, self.output, self.family, self.seed))
+
     @property
     def op(self) -> Op:
         """The row of the operator table that this problem's operator belongs to."""
@@ -60,7 +65,7 @@ class Problem:
     def array_shapes(self) -> dict[str, Shape]:
         """The shapes of the operator's own array arguments, in its order."""
         shapes = {**self.shapes, "dy": self.output}
-        return {name: shapes[name] for name in inspect.signature(self.spec).parameters if name in shapes}
+        return {name: shapes[name] for name in _parameters(self.operator) if name in shapes}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The array arguments, drawn from the family by the seed, in the problem's memory layout."""
@@ -73,7 +78,7 @@ class Problem:
         given: dict[str, Any] = {**self.options, **arrays}
         given |= {f"{name}_shape": shape for name, shape in self.shapes.items()}
         positional, by_name = [], {}
-        for name, parameter in inspect.signature(self.spec).parameters.items():
+        for name, parameter in _parameters(self.operator).items():
             if parameter.kind is parameter.KEYWORD_ONLY:
                 if name in given:
                     by_name[name] = given[name]
@@ -84,6 +89,11 @@ class Problem:
     def redrawn(self, draw: int) -> "Problem":
         """The same configuration with other values: the `draw`-th after this one."""
         return replace(self, seed=self.seed + 2**16 * draw)
+
+
+@cache
+def _parameters(operator: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(find(operator)).parameters
 
 
 _batch = st.sampled_from((1, 2, 3, 4, 2, 3, 5, 0))

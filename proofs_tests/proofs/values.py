@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +30,12 @@ def operand_bits(problem: "Problem") -> int:
 
 def terms(problem: "Problem") -> int:
     """The greatest number of products that one output element sums: the specification on ones counts them."""
+    # The same for all draws of a configuration.
+    return _terms(replace(problem, family="whole", seed=0, dtype="float32", layout="contiguous"))
+
+
+@lru_cache(maxsize=256)
+def _terms(problem: "Problem") -> int:
     if not problem.op.linear_in:
         # Selections: an output is one input; a gradient sums at most one dy for each window.
         return max(1, math.prod(problem.options.get("kernel_size", (1,))))
