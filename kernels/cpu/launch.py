@@ -24,6 +24,13 @@ parallel = numba.njit(nogil=True, cache=is_caching(), parallel=True)
 
 _lock = threading.Lock()
 _layer_before_fork = None
+_threads: int | None = None
+
+
+def set_threads(count: int | None) -> None:
+    """Every launch on `count` threads, or all there are if fewer, however little its work; None: as many as pay."""
+    global _threads
+    _threads = count
 
 
 def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> None:
@@ -40,7 +47,7 @@ def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) ->
         )
     threads = numba.get_num_threads()
     block = threads * max(1, _BLOCK // max(threads * cost, 1))
-    numba.set_num_threads(min(threads, 1 + tasks * cost // _SHARE))
+    numba.set_num_threads(min(threads, _threads or 1 + tasks * cost // _SHARE))
     try:
         for first in range(0, tasks, block):
             with _lock:  # Two threads in parallel code at once abort the process on the workqueue layer.
