@@ -162,9 +162,12 @@ def _version(package: str) -> str | None:
 def _gpu() -> str:
     try:
         from numba import cuda
+        available = cuda.is_available()
     except ImportError:
         return "none: numba-cuda is not installed (extra kernelproof[cuda])"
-    if not cuda.is_available():
+    except RuntimeError:
+        return "none: no CUDA runtime (a CUDA toolkit, or extra kernelproof[ptx])"
+    if not available:
         return "none found"
     device = cuda.get_current_device()
     return f"{device.name.decode() if isinstance(device.name, bytes) else device.name}, {device.compute_capability}"

@@ -24,6 +24,14 @@ if _lent:
     np.row_stack = np.vstack  # type: ignore[attr-defined]
 try:
     importlib.import_module("numba.cuda.np.arrayobj")
+except RuntimeError as error:
+    # numba-cuda looks for libcudart as it is imported, in the simulator too.
+    raise UnsupportedError(
+        "kernelproof.kernels.cuda",
+        "no CUDA runtime (libcudart) on this machine",
+        "a CUDA toolkit, or the extra `ptx`",
+        "Install one with pip install 'kernelproof[cuda,ptx]'.",
+    ) from error
 finally:
     if _lent:
         del np.row_stack  # type: ignore[attr-defined]
