@@ -1,6 +1,7 @@
 """One law held against one kernel: problems drawn, the first that breaks the law shrunk to the smallest."""
 
 import contextlib
+import math
 import time
 import warnings
 import zlib
@@ -19,7 +20,7 @@ from . import metamorphic  # noqa: F401 - registers its laws
 from .coverage import predicates
 from .laws import Law, LawBroken, Observation
 from .problems import Problem, problems
-from .report import Failure, Result
+from .report import RATIO_BINS, Failure, Result
 from .subject import Subject
 
 Check: TypeAlias = Callable[[Law, Problem], Observation]
@@ -30,6 +31,10 @@ DIRECTED = 3
 
 PATIENCE = 20
 """Problems drawn for each one asked for, at most, when a kernel declines most of them."""
+
+
+WIDEST = 4096
+"""Elements of the largest failing result whose differences are kept: a picture, beside the smallest case."""
 
 
 def directly(subject: Subject) -> Check:
@@ -49,9 +54,11 @@ class _Run:
     vacuous: int = 0
     unsupported: int = 0
     worst: float = 0.0
+    ratios: Counter[int] = field(default_factory=Counter)
     escape: float | None = None
     hit: Counter[str] = field(default_factory=Counter)
     broken: LawBroken | None = None
+    widest: LawBroken | None = None
 
     def check(self, problem: Problem) -> None:
         if not self.subject.supports(problem):
@@ -64,6 +71,8 @@ class _Run:
             return
         except LawBroken as broken:
             self.broken = broken
+            if self.widest is None or _width(self.widest) < _width(broken) <= WIDEST:
+                self.widest = broken
             raise
         except Exception as error:
             # A legal call: whatever the kernel raises is an answer that the law does not allow.
@@ -72,6 +81,7 @@ class _Run:
         self.cases += not seen.vacuous
         self.vacuous += seen.vacuous
         self.worst = max(self.worst, seen.ratio)
+        self.ratios[min(int(seen.ratio * RATIO_BINS), RATIO_BINS - 1)] += not seen.vacuous
         if seen.escape is not None:
             self.escape = max(self.escape or 0.0, seen.escape)
         self.hit.update(name for name, holds in predicates(self.operator).items() if holds(problem))
@@ -120,10 +130,16 @@ def hold(law: Law, subject: Subject, operator: str, examples: int, seed: int, ch
         unsupported=run.unsupported,
         seconds=time.perf_counter() - started,
         worst_ratio=run.worst if law.level == "L3" else None,
+        ratios=tuple(run.ratios[each] for each in range(RATIO_BINS)) if law.level == "L3" else (),
         escape=run.escape,
         hit={name: run.hit[name] for name in predicates(operator)},
-        failure=Failure.of(run.broken) if run.broken else None,
+        failure=Failure.of(run.broken, run.widest) if run.broken else None,
     )
+
+
+def _width(broken: LawBroken) -> int:
+    """Elements of the result in which the differences are known."""
+    return math.prod(broken.values["differences"].shape) if "differences" in broken.values else 0
 
 
 def _draw(strategy: SearchStrategy[Problem], check: Callable[[Problem], None], examples: int, seed: int) -> None:

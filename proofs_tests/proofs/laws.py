@@ -35,6 +35,24 @@ class LawBroken(AssertionError):  # noqa: N818 - it is the law that is broken
 
 
 @dataclass(frozen=True)
+class Differences:
+    """Where a result of this `shape` is wrong: of `count` elements the first ones, and how far each is off."""
+
+    shape: tuple[int, ...]
+    count: int
+    indices: tuple[tuple[int, ...], ...]
+    errors: tuple[float, ...]
+
+    @staticmethod
+    def of(got: np.ndarray, expected: np.ndarray, wrong: np.ndarray, most: int = 1024) -> "Differences":
+        """What the wrong elements of `got` are beside the expected ones."""
+        first = np.argwhere(wrong)[:most]
+        indices = tuple(tuple(each) for each in first.tolist())
+        errors = (abs(float(got[index]) - float(expected[index])) for index in indices)
+        return Differences(wrong.shape, int(wrong.sum()), indices, tuple(errors))
+
+
+@dataclass(frozen=True)
 class Observation:
     """What one passed check measured: the worst error over its bound, and the chance that a wrong kernel escaped it."""
 
@@ -132,17 +150,19 @@ def compare(
             ratios = error[limit > 0] / limit[limit > 0]
             worst = max(worst, float(ratios.max(initial=0.0)))
         if wrong.any():
-            index = tuple(int(axis) for axis in np.argwhere(wrong)[0])
+            differences = Differences.of(got, expected, wrong)
+            index = differences.indices[0]
             raise LawBroken(
                 f"{problem.operator} at {_where(problem, index)}: the kernel gives {got[index]!s}, the specification "
                 f"{expected[index]!s}"
                 + (f", at most {float(limit[index]):.3g} apart" if allowed else "")
-                + f" ({int(wrong.sum())} of {wrong.size} elements wrong)",
+                + f" ({differences.count} of {wrong.size} elements wrong)",
                 problem,
                 index,
                 got=got[index].item(),
                 expected=float(expected[index]),
                 allowed=float(limit[index]),
+                differences=differences,
             )
     return worst
 

@@ -1,5 +1,6 @@
-"""What a run of the laws found: data first, then text and JSON of it."""
+"""What a run of the laws found: data first, then JSON of it, which is the one source of every other form."""
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
@@ -7,27 +8,47 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from .laws import LawBroken
+from kernelproof.spec import ParameterError
+
+from .laws import Differences, LawBroken
+
+SCHEMA = "kernelproof.report/1"
+"""Changes its number when a reader of the JSON would have to change."""
+
+RATIO_BINS = 20
+"""Classes of the ratio of error to bound, equally wide from 0 to 1."""
+
+PRECISION = {"float32": "fp32", "float64": "fp64"}
+"""The precision class that keeps all bits of a dtype."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The smallest case that breaks a law, and the code that shows it again."""
+    """The smallest case that breaks a law, the code that shows it again, and where a larger case's result differs."""
 
     message: str
     problem: str
     index: tuple[int, ...]
     values: Mapping[str, Any]
+    differences: Differences | None = None
+    larger: str = ""
 
     @staticmethod
-    def of(broken: LawBroken) -> "Failure":
-        """The failure that a broken law describes."""
-        return Failure(str(broken), repr(broken.problem), broken.index, dict(broken.values))
+    def of(broken: LawBroken, wider: LawBroken | None = None) -> "Failure":
+        """The failure that a broken law describes; `wider`, a larger case of it, shows where results differ."""
+        wider = wider or broken
+        differences = wider.values.get("differences")
+        values = {name: value for name, value in broken.values.items() if name != "differences"}
+        larger = repr(wider.problem) if differences else ""
+        return Failure(str(broken), repr(broken.problem), broken.index, values, differences, larger)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One law held against one operator's kernel; `vacuous` problems, where zeros are right, are no `cases`."""
+    """One law held against one operator's kernel; `vacuous` problems, where zeros are right, are no `cases`.
+
+    `ratios` counts the problems by their worst error over its bound, in `RATIO_BINS` classes.
+    """
 
     operator: str
     law: str
@@ -41,6 +62,7 @@ class Result:
     escape: float | None
     hit: Mapping[str, int]
     failure: Failure | None
+    ratios: tuple[int, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -52,15 +74,26 @@ class Result:
         return "vacuous" if self.vacuous else "unsupported"
 
 
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    packages = ("kernelproof", "numpy", "numba", "hypothesis")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
 @dataclass(frozen=True)
 class Report:
-    """Every result of one `verify`, with what is needed to run it again."""
+    """Every result of one `verify`, with what is needed to run it again.
+
+    `declared` is what the author said about the kernel, `source` names the state of its source, if Python has it.
+    """
 
     kernel: str
     seed: int
     examples: int
     results: tuple[Result, ...]
-    layouts: Mapping[str, str] = field(default_factory=dict)
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
+    versions: Mapping[str, str] = field(default_factory=versions)
 
     @property
     def verdict(self) -> str:
@@ -75,6 +108,23 @@ class Report:
     def exit_status(self) -> int:
         """0 proven, 1 refuted, 3 nothing checked."""
         return {"proven": 0, "refuted": 1}.get(self.verdict, 3)
+
+    @property
+    def layouts(self) -> Mapping[str, str]:
+        """The declared axes of arrays that are not in the specification's order."""
+        return self.declared.get("layouts", {})
+
+    @property
+    def precision(self) -> str:
+        """The declared precision class: without one, all bits of the dtypes."""
+        return self.declared.get("precision") or " and ".join(
+            map(PRECISION.__getitem__, self.declared.get("dtypes", ()))
+        )
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The operators that laws were held for, in the reports' order."""
+        return tuple(dict.fromkeys(result.operator for result in self.laws))
 
     @property
     def laws(self) -> tuple[Result, ...]:
@@ -96,6 +146,16 @@ class Report:
         """The refuted laws."""
         return tuple(result for result in self.results if result.failure)
 
+    @property
+    def worst_ratio(self) -> float | None:
+        """The worst error over its bound, of all laws that measure it."""
+        return max((result.worst_ratio for result in self.results if result.worst_ratio is not None), default=None)
+
+    @property
+    def escape(self) -> float | None:
+        """How likely a wrong kernel is to pass one problem, for the weakest of the exact laws (L1)."""
+        return max((result.escape for result in self.results if result.level == "L1" and result.escape), default=None)
+
     def hit(self, operator: str) -> dict[str, int]:
         """How many problems of this operator each predicate has seen, over all laws."""
         counts: Counter[str] = Counter()
@@ -105,21 +165,45 @@ class Report:
         return dict(counts)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as a program would read it."""
-        return {
-            "kernel": self.kernel,
-            "verdict": self.verdict,
-            "seed": self.seed,
-            "examples": self.examples,
-            "versions": versions(),
-            "results": [{**asdict(result), "verdict": result.verdict} for result in self.results],
-        }
+        """Everything, as a program would read it: what is not finite, which JSON has no number for, by its name."""
+        results = [{**asdict(result), "verdict": result.verdict} for result in self.results]
+        summary = {"schema": SCHEMA, "verdict": self.verdict, "precision": self.precision}
+        return _finite(summary | asdict(self) | {"results": results})
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Report":
+        """The report that `as_json` wrote; raises ParameterError for a schema that this version does not read."""
+        if data.get("schema") != SCHEMA:
+            raise ParameterError("report", f"schema {data.get('schema')!r}", repr(SCHEMA), "Write it anew with verify.")
+        given = {name: data[name] for name in ("kernel", "seed", "examples", "declared", "source", "versions")}
+        return Report(results=tuple(map(_result, data["results"])), **given)
 
 
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    packages = ("kernelproof", "numpy", "numba", "hypothesis")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+def _result(data: Mapping[str, Any]) -> Result:
+    given = {name: value for name, value in data.items() if name != "verdict"}
+    if failure := given["failure"]:
+        differences = failure["differences"] and Differences(
+            shape=tuple(failure["differences"]["shape"]),
+            count=failure["differences"]["count"],
+            indices=tuple(map(tuple, failure["differences"]["indices"])),
+            errors=tuple(map(float, failure["differences"]["errors"])),
+        )
+        values = {name: float(value) if value in _NAMES else value for name, value in failure["values"].items()}
+        given["failure"] = Failure(
+            failure["message"], failure["problem"], tuple(failure["index"]), values, differences, failure["larger"]
+        )  # fmt: skip
+    return Result(**{**given, "ratios": tuple(given["ratios"])})
+
+
+_NAMES = ("nan", "inf", "-inf")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def reproduction(result: Result, report: Report) -> str:

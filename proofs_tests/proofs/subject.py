@@ -1,14 +1,18 @@
 """A kernel as its author declares it: what it computes, in which form, on which problems, how precisely."""
 
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import numpy as np
 
 from kernelproof import kernels
+from kernelproof.kernels.source import kernels_hash, source_hash
 from kernelproof.spec import OPERATORS, OPS, ParameterError, find
 
 from .laws import AXES, Kernel
@@ -20,7 +24,8 @@ from .values import PRECISIONS
 class Subject:
     """Functions by operator name, all in the operator's own form, and what was declared about them.
 
-    `supports` says which problems it was written for: the others are unsupported, which is no pass.
+    `supports` says which problems it was written for: the others are unsupported, which is no pass. `op` and `limits`
+    are what was asked for and declared, as text; `source` names the state of the kernel's source.
     """
 
     name: str
@@ -29,6 +34,20 @@ class Subject:
     supports: Callable[[Problem], bool] = field(default=lambda problem: True)
     precision: str | None = None
     layouts: Mapping[str, str] = field(default_factory=dict)
+    op: str | None = None
+    limits: str | None = None
+    source: str | None = None
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What a report tells of the declaration: with it, `subject_of` makes this subject again."""
+        return {
+            "op": self.op,
+            "dtypes": list(self.dtypes),
+            "supports": self.limits,
+            "precision": self.precision,
+            "layouts": dict(self.layouts),
+        }
 
 
 def subject_of(
@@ -59,14 +78,19 @@ def subject_of(
         names = list(OPERATORS) if op is None else operators_of(op)
         functions: dict[str, Kernel] = {name: on_backend(kernel, name) for name in names}
         name, dtypes = name or kernel.name, dtypes or ("float32", "float64")
+        source: str | None = kernels_hash(kernel.name)
     else:
         if op is None:
             raise ParameterError("verify", "a kernel without op", "the operator it computes", 'Pass op="conv2d".')
         find(op)
         functions, name = _functions(kernel, op), name or name_of(kernel)
+        source = _source_of(kernel)
     for operator, function in functions.items():
         functions[operator] = _permuted(function, operator, layouts) if layouts else function
-    return Subject(name, functions, dtypes or ("float32",), _declared(supports), precision, layouts or {})
+    limits = name_of(supports) if callable(supports) else supports
+    return Subject(
+        name, functions, dtypes or ("float32",), _declared(supports), precision, layouts or {}, op, limits, source
+    )
 
 
 def operators_of(op: str) -> list[str]:
@@ -84,6 +108,31 @@ def name_of(kernel: Any) -> str:
     """What to call the kernel in a report: its module and name."""
     named = kernel if hasattr(kernel, "__qualname__") else type(kernel)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+def _source_of(kernel: Any) -> str | None:
+    """Names the state of the module that defines the kernel and of what it imports of its own package or folder."""
+    named = inspect.unwrap(kernel)
+    own = getattr(named, "__module__", None) or type(named).__module__
+    file = getattr(sys.modules.get(own), "__file__", None)
+    if file is None:
+        return None  # Typed at a prompt.
+    top, folder = own.partition(".")[0], Path(file).parent
+
+    def find(name: str) -> Path | None:
+        if name == own:
+            return Path(file)
+        try:
+            found = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            return None  # A name of a module, not a module.
+        if found is None or not found.has_location or found.origin is None:
+            return None
+        path = Path(found.origin)
+        beside = path.parent == folder and folder.name not in ("site-packages", "dist-packages")
+        return path if name.partition(".")[0] == top or beside else None
+
+    return source_hash(own, find)
 
 
 def _functions(kernel: Any, op: str) -> dict[str, Kernel]:

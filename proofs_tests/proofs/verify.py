@@ -69,7 +69,7 @@ def verify(
         progress(result)
     order = {(job.operator, job.law): place for place, job in enumerate(jobs)}
     results.sort(key=lambda result: order.get((result.operator, result.law), -1))
-    return Report(subject.name, seed, examples, tuple(results), dict(subject.layouts))
+    return Report(subject.name, seed, examples, tuple(results), subject.declared, subject.source)
 
 
 def whole_table(subject: Subject) -> bool:
