@@ -162,6 +162,7 @@ def _version(package: str) -> str | None:
 def _gpu() -> str:
     try:
         from numba import cuda
+
         available = cuda.is_available()
     except ImportError:
         return "none: numba-cuda is not installed (extra kernelproof[cuda])"
