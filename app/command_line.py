@@ -77,7 +77,11 @@ def verify(
     precision: str | None = None,
     layout: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     time_limit: float = 120.0,
+    shard: str | None = None,
+    cases: Path = Path(".kernelproof/cases"),
     workers: int = 1,
+    executor: Literal["processes", "dask"] = "processes",
+    scheduler: str | None = None,
     json: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> int:
     """Hold a kernel to every law of its operator: it is proven, or refuted with the smallest case that fails.
@@ -110,20 +114,31 @@ def verify(
         The axes of an array that is not in the specification's order, such as x=nhwc, weight=rsck, y=npqk.
     time_limit
         Seconds that one check may take, compilation included. Your kernel runs in a process of its own.
+    shard
+        Hold it to a part of the laws only: 3/16 is the third of every sixteen.
+    cases
+        Folder where failing cases are saved, for kernelproof replay; the next verify of the kernel tries them first.
     workers
         Processes that share the laws.
+    executor
+        What shares them out: processes of this machine, or dask (extra kernelproof[dask]).
+    scheduler
+        Address of a Dask cluster that is running, such as tcp://10.0.0.1:8786. Left out: one is started here.
     json
         Write everything that was found to this file; - for standard output.
     """
     from kernelproof.proofs import verify as hold_to_laws
+    from kernelproof.proofs.cases import load_all
     from kernelproof.proofs.subject import subject_of
 
-    from .terminal import show_report, watched, working
+    from .executors import working
+    from .replay_command import save
+    from .terminal import show_report, watched
 
     to_stdout = json is not None and str(json) == "-"
     console = errors if to_stdout else screen
     subject = subject_of(
-        backend if kernel is None else _imported(kernel, "verify", "kernel"),
+        backend if kernel is None else imported(kernel, "verify", "kernel"),
         op,
         supports=supports,
         dtypes=dtype or None,
@@ -131,15 +146,24 @@ def verify(
         layouts=_layouts(layout),
         name=kernel,
     )
-    with working(workers) as executor, watched(console, subject, level) as progress:
+    known = load_all(cases)
+    with (
+        working(workers, executor, scheduler, kernel) as workforce,
+        watched(console, subject, level, shard) as progress,
+    ):
         report = hold_to_laws(
             subject, level=level or None, examples=examples, seed=seed, progress=progress,
-            time_limit=time_limit if kernel else None, executor=executor,
+            time_limit=time_limit if kernel else None, shard=shard, cases=known, executor=workforce,
         )  # fmt: skip
     show_report(console, report)
+    for path in save(report, cases):
+        console.print(f"Saved; to try it again: kernelproof replay {path}", markup=False)
     if json is not None:
         _write_json(report.as_json(), json)
     return report.exit_status
+
+
+app.command("kernelproof.replay_command:replay", help="Rerun saved cases against the kernels as they are now.")
 
 
 @app.command
@@ -296,7 +320,7 @@ def info(*, json: bool = False) -> None:
         show_environment(screen, found)
 
 
-def _imported(name: str, command: str, what: str) -> Any:
+def imported(name: str, command: str, what: str) -> Any:
     """The object called package.module:attribute, looked for in the present folder too; raises ParameterError."""
     module, colon, attribute = name.partition(":")
     if not colon or not attribute:
@@ -325,7 +349,7 @@ def _chain(model: str, config: CNN2Config) -> SpecChain:
     """CNN2 by that config, or the caller's own chain; raises ParameterError."""
     if model == "cnn2":
         return cnn_with_relu_spec(config)
-    chain = _imported(model, "kernelproof", "model")
+    chain = imported(model, "kernelproof", "model")
     if not isinstance(chain, SpecChain):
         raise ParameterError(
             "kernelproof", f"model {model!r} is a {type(chain).__name__}", "cnn2 or a SpecChain", "Name the chain."

@@ -1,11 +1,9 @@
 """What the commands show while they work and when they are done."""
 
 import contextlib
-import multiprocessing
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,12 +15,10 @@ from kernelproof.models import Digits, TrainConfig, train
 from kernelproof.models import Progress as Step
 from kernelproof.proofs import Report, Result
 from kernelproof.proofs.report import reproduction
-from kernelproof.proofs.shape_algebra import THEOREMS
 from kernelproof.proofs.subject import Subject
-from kernelproof.proofs.verify import LEVELS, laws_of, whole_table
+from kernelproof.proofs.verify import LEVELS, work_of
 from kernelproof.spec import SpecChain
 from kernelproof.spec.parameters import Parameters
-from kernelproof.spec.window import whole
 
 COLOURS = {"proven": "green", "refuted": "red", "unsupported": "yellow", "vacuous": "yellow"}
 
@@ -36,12 +32,10 @@ def _bar(console: Console) -> Progress:
 
 @contextlib.contextmanager
 def watched(
-    console: Console, subject: Subject, levels: Sequence[str] = (), *, lines: bool = True
+    console: Console, subject: Subject, levels: Sequence[str] = (), shard: str | None = None, *, lines: bool = True
 ) -> Iterator[Callable[[Result], None]]:
     """What `verify` reports its progress to: a bar of what is left and, with `lines`, a line for each law decided."""
-    chosen = levels or LEVELS
-    total = sum(len(list(laws_of(operator, chosen))) for operator in subject.functions)
-    total += len(THEOREMS) if whole_table(subject) and "L0" in chosen else 0
+    total = len(work_of(subject, levels or LEVELS, shard))
     with _bar(console) as bar:
         task = bar.add_task("compiling and proving", total=total)
 
@@ -51,24 +45,6 @@ def watched(
             bar.update(task, advance=1, description=result.operator)
 
         yield progress
-
-
-@contextlib.contextmanager
-def working(workers: int) -> Iterator[Executor | None]:
-    """So many worker processes, none for one; raises ParameterError."""
-    if whole("verify", "workers", workers, 1) == 1:
-        yield None
-        return
-    # Workers that each take all cores would only take them from each other.
-    os.environ["NUMBA_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
-        try:
-            yield executor
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise
 
 
 def line(result: Result) -> str:

@@ -1,7 +1,9 @@
 """A kernel in a process of its own: a crash, a signal or a hang is an answer, and not the end of the run."""
 
+import contextlib
 import multiprocessing
 import signal
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,10 +19,11 @@ from .subject import Subject
 class Isolated:
     """Checks laws in a child process, which is started anew when a kernel has ended it.
 
-    Only the problem travels: the child draws the arrays from its seed. Use as a context manager.
+    Only the problem travels: the child draws the arrays from its seed. Use as a context manager. Without a time limit
+    it waits as long as the kernel takes.
     """
 
-    def __init__(self, subject: Subject, time_limit: float) -> None:
+    def __init__(self, subject: Subject, time_limit: float | None) -> None:
         # Functions of __main__ and lambdas are kernels too: the standard pickle would refuse them.
         self._subject, self._time_limit = cloudpickle.dumps(subject), time_limit
         self._context = multiprocessing.get_context("spawn")
@@ -69,7 +72,8 @@ class Isolated:
     def _start(self) -> None:
         self._connection, theirs = self._context.Pipe()
         self._process = self._context.Process(target=_serve, args=(self._subject, theirs), daemon=True)
-        self._process.start()
+        with _as_no_daemon():
+            self._process.start()
         theirs.close()
 
     def _end(self) -> None:
@@ -82,6 +86,18 @@ class Isolated:
     def _end_of_child(self) -> str:
         status = self._process.exitcode
         return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+
+@contextlib.contextmanager
+def _as_no_daemon() -> Iterator[None]:
+    """Dask's workers are daemons, which may not have children, lest they be orphaned: ours ends with its pipe."""
+    settings: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    daemon = settings.pop("daemon", None)
+    try:
+        yield
+    finally:
+        if daemon is not None:
+            settings["daemon"] = daemon
 
 
 def _serve(pickled: bytes, connection: Connection) -> None:

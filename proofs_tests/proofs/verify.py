@@ -1,12 +1,14 @@
 """Prove a kernel or refute it: every law that applies, on drawn problems, shrunk to the smallest case that fails."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
 from kernelproof.spec import OPERATORS, ParameterError
 
-from .jobs import Job, run_jobs
+from .cases import Case, known
+from .jobs import Job, merge, run_jobs, share
 from .laws import LAWS, Law
 from .problems import Problem
 from .report import Failure, Report, Result
@@ -31,6 +33,8 @@ def verify(
     precision: str | None = None,
     layouts: Mapping[str, str] | None = None,
     time_limit: float | None = None,
+    shard: str | None = None,
+    cases: Iterable[Case] = (),
     executor: Executor | None = None,
     progress: Callable[[Result], None] = lambda result: None,
 ) -> Report:
@@ -45,7 +49,9 @@ def verify(
 
     `examples` problems are drawn for each law, from `seed`. With a `time_limit` (seconds for one check) the kernel is
     kept in a process of its own, so that a crash or a hang is a result; `executor` spreads the laws over workers.
-    Either needs `if __name__ == "__main__":` in a script. `progress` is called with each result.
+    Either needs `if __name__ == "__main__":` in a script. `shard="3/16"` holds it to the third of every sixteen laws.
+    `cases` that broke a law before (see `kernelproof.proofs.cases`) are tried first. `progress` is called with each
+    result.
 
     Raises ParameterError for an unknown operator, level, backend or declaration.
     """
@@ -57,19 +63,28 @@ def verify(
     if examples < 1:
         raise ParameterError("verify", f"examples={examples}", "at least 1", "Draw some problems.")
     subject = subject_of(kernel, op, dtypes=dtypes, supports=supports, precision=precision, layouts=layouts)
-    results = []
-    for theorem in THEOREMS.values() if "L0" in levels and whole_table(subject) else ():
+    work, broke, results = work_of(subject, levels, shard), known(cases, subject.name), []
+    for theorem in (each for each in work if isinstance(each, Theorem)):
         results.append(proof_of(theorem))
         progress(results[-1])
-    jobs = [
-        Job(operator, law.name, examples, seed) for operator in subject.functions for law in laws_of(operator, levels)
-    ]
+    places = [place for place in work if not isinstance(place, Theorem)]
+    jobs = [part for place in places for part in Job(*place, examples, seed, known=broke.get(place, ())).parts()]
+    left, merged = Counter((job.operator, job.law) for job in jobs), dict[tuple[str, str], Result]()
     for result in run_jobs(subject, jobs, executor, time_limit):
-        results.append(result)
-        progress(result)
-    order = {(job.operator, job.law): place for place, job in enumerate(jobs)}
-    results.sort(key=lambda result: order.get((result.operator, result.law), -1))
+        place = result.operator, result.law
+        merged[place] = merge(merged[place], result) if place in merged else result
+        left[place] -= 1
+        if not left[place]:
+            progress(merged[place])
+    results += [merged[place] for place in places if place in merged]
     return Report(subject.name, seed, examples, tuple(results), subject.declared, subject.source)
+
+
+def work_of(subject: Subject, levels: Iterable[str], shard: str | None = None) -> list[Theorem | tuple[str, str]]:
+    """What there is to decide about a subject, or a shard of it: theorems, then operators with the name of a law."""
+    theorems = THEOREMS.values() if "L0" in levels and whole_table(subject) else ()
+    laws = ((operator, law.name) for operator in subject.functions for law in laws_of(operator, levels))
+    return share([*theorems, *laws], shard)
 
 
 def whole_table(subject: Subject) -> bool:

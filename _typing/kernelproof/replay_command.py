@@ -1,0 +1,1 @@
+../../app/replay_command.py

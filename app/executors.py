@@ -1,0 +1,78 @@
+"""Where the work is done: in this process, in worker processes, or on a Dask cluster."""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Literal, TypeAlias
+
+import cloudpickle
+
+from kernelproof.spec import ParameterError
+from kernelproof.spec.window import whole
+
+Engine: TypeAlias = Literal["processes", "dask"]
+
+
+@contextlib.contextmanager
+def working(
+    workers: int = 1, engine: Engine = "processes", scheduler: str | None = None, kernel: str | None = None
+) -> Iterator[Executor | None]:
+    """So many workers; None, which is this process, for a single one without an engine. Raises ParameterError.
+
+    `scheduler` is the address of a Dask cluster that there is already; without one, workers are started here. The
+    module of `kernel` ("module:name") travels to Dask's workers, what it imports has to be installed there.
+    """
+    whole("verify", "workers", workers, 1)
+    if scheduler is not None and engine != "dask":
+        raise ParameterError("verify", f"--scheduler {scheduler}", "--executor dask", "Add it.")
+    if engine == "dask":
+        with _dask(workers, scheduler, kernel) as executor:
+            yield executor
+    elif workers == 1:
+        yield None
+    else:
+        with _processes(workers) as executor:
+            yield executor
+
+
+@contextlib.contextmanager
+def _processes(workers: int) -> Iterator[Executor]:
+    _share_cores(workers)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
+
+
+@contextlib.contextmanager
+def _dask(workers: int, scheduler: str | None, kernel: str | None) -> Iterator[Executor]:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise ParameterError(
+            "verify", "--executor dask", "Dask, which is not installed", "Run: pip install 'kernelproof[dask]'."
+        ) from None
+    if kernel is not None:
+        cloudpickle.register_pickle_by_value(importlib.import_module(kernel.partition(":")[0]))
+    if scheduler is not None:
+        with Client(scheduler) as client:
+            yield client.get_executor()
+        return
+    _share_cores(workers)
+    with (
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,  # type: ignore[arg-type]
+        Client(cluster) as client,
+    ):
+        yield client.get_executor()
+
+
+def _share_cores(workers: int) -> None:
+    """Workers that each take all cores would only take them from each other."""
+    os.environ["NUMBA_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))

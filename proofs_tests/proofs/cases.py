@@ -1,0 +1,101 @@
+"""Cases that broke a law, kept as files: rerun against the present kernel, and tried first by the next `verify`."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kernelproof.spec import ParameterError
+
+from .jobs import kept
+from .laws import LAWS, LawBroken
+from .problems import Problem
+from .report import Report, versions
+from .subject import subject_of
+
+
+@dataclass(frozen=True)
+class Case:
+    """One law that a kernel broke on one problem, `problem` being the code that makes it.
+
+    `layouts` are what the author declared about the arrays; `message` says what was wrong then, with those `versions`.
+    """
+
+    kernel: str
+    law: str
+    problem: str
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    message: str = ""
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    @staticmethod
+    def of(report: Report) -> list["Case"]:
+        """The cases that a report's failures are."""
+        return [
+            Case(report.kernel, result.law, result.failure.problem, report.layouts, result.failure.message)
+            for result in report.failures
+            if result.failure and result.failure.problem
+        ]
+
+    @property
+    def file_name(self) -> str:
+        """By content: a failure found twice is one file. What was said about it, and when, does not count."""
+        content = json.dumps([self.kernel, self.law, self.problem, self.layouts], sort_keys=True)
+        return f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+
+    def text(self) -> str:
+        """The file's content."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def problem_again(self) -> Problem:
+        """The problem; nothing is executed to read it. Raises ValueError."""
+        match ast.parse(self.problem, mode="eval").body:
+            case ast.Call(func=ast.Name(id="Problem"), args=[], keywords=keywords):
+                return Problem(**{each.arg or "": ast.literal_eval(each.value) for each in keywords})
+        raise ValueError("it is no Problem(...)")
+
+
+def load(path: Path) -> Case:
+    """The case in a file; raises ParameterError if there is none, OSError."""
+    try:
+        case = Case(**json.loads(path.read_text()))
+        case.problem_again()
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise ParameterError("replay", f"{path}: {error}", "a case as verify saves it", "Remove the file.") from error
+    if case.law not in LAWS:
+        raise ParameterError("replay", f"{path}: law {case.law!r}", "a law that there is", "Remove the file.")
+    return case
+
+
+def load_all(folder: Path) -> list[Case]:
+    """The cases in a folder, by file name; none if it is not there. Raises ParameterError, OSError."""
+    return [load(path) for path in sorted(folder.glob("*.json"))]
+
+
+def known(cases: Iterable[Case], kernel: str) -> dict[tuple[str, str], tuple[Problem, ...]]:
+    """The problems that this kernel once failed, by operator and law."""
+    found: dict[tuple[str, str], tuple[Problem, ...]] = {}
+    for case in cases:
+        if case.kernel == kernel:
+            problem = case.problem_again()
+            place = problem.operator, case.law
+            found[place] = (*found.get(place, ()), problem)
+    return found
+
+
+def replay(case: Case, kernel: Any, time_limit: float | None = None) -> LawBroken | None:
+    """How the kernel breaks the case's law today, None if it holds; with a time limit in a process of its own.
+
+    Raises UnsupportedError or NotImplementedError if the kernel declines the problem.
+    """
+    problem = case.problem_again()
+    op = problem.op.name if hasattr(kernel, "backward") else problem.operator
+    with kept(subject_of(kernel, op, layouts=case.layouts), time_limit) as check:
+        try:
+            check(LAWS[case.law], problem)
+        except LawBroken as broken:
+            return broken
+    return None

@@ -1,0 +1,89 @@
+"""Saved cases: written once, read without executing anything, rerun, and tried first by the next `verify`."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernelproof import spec
+from kernelproof.proofs import verify
+from kernelproof.proofs.cases import Case, load, load_all, replay
+from kernelproof.replay_command import save
+
+
+def drops_the_bias(x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
+    return spec.conv2d(x, weight, None, **options)
+
+
+@pytest.fixture
+def case() -> Case:
+    report = verify(drops_the_bias, "conv2d", level="L1", examples=20)
+    return Case.of(report)[0]
+
+
+def test_a_case_is_read_as_it_was_written(case: Case, tmp_path: Path) -> None:
+    (tmp_path / case.file_name).write_text(case.text())
+    assert load_all(tmp_path) == [case]
+    assert repr(case.problem_again()) == case.problem
+
+
+def test_a_failure_found_twice_is_one_file(tmp_path: Path) -> None:
+    report = verify(drops_the_bias, "conv2d", level="L1", examples=20)
+    assert save(report, tmp_path / "new") == save(report, tmp_path / "new")
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_replay_tells_broken_from_mended(case: Case) -> None:
+    broken = replay(case, drops_the_bias)
+    assert broken is not None
+    assert str(broken) == case.message
+    assert replay(case, spec.conv2d.__call__) is None
+
+
+def test_a_declined_case_is_no_pass(case: Case) -> None:
+    def declines(*arrays: Any, **options: Any) -> Any:
+        raise NotImplementedError
+
+    with pytest.raises(NotImplementedError):
+        replay(case, declines)
+
+
+def test_the_next_verify_tries_it_first(case: Case) -> None:
+    report = verify(drops_the_bias, "conv2d", level="L1", cases=[case])
+    assert report.results[0].cases == 0
+    assert report.failures[0].failure is not None
+    assert report.failures[0].failure.problem == case.problem
+
+
+@pytest.mark.parametrize("problem", ["__import__('os').abort()", "Problem(operator=print())", "Problem(1)", "1 +"])
+def test_a_case_executes_nothing(case: Case, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "case.json"
+    file.write_text(Case(case.kernel, case.law, problem).text())
+    with pytest.raises(spec.ParameterError, match=r"case\.json"):
+        load(file)
+
+
+def test_from_verify_to_replay_on_the_command_line(tmp_path: Path) -> None:
+    module = tmp_path / "broken_kernel.py"
+    module.write_text("import numpy as np\n\ndef relu(x):\n    return np.where(x > 0, x, np.zeros_like(x))\n")
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "kernelproof", *arguments]
+        came = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return came.returncode, came.stdout
+
+    assert run("replay") == (3, "no cases in .kernelproof/cases\n")
+    assert run("verify", "broken_kernel:relu", "--op", "relu", "--level", "L4")[0] == 1
+    status, lines = run("replay")
+    assert status == 1
+    assert lines.split()[0] == "fails"
+    assert "the specification nan" in lines
+    module.write_text("import numpy as np\n\ndef relu(x):\n    return np.where(x < 0, np.zeros_like(x), x)\n")
+    status, lines = run("replay")
+    assert (status, lines.split()[0]) == (0, "holds")
+    module.unlink()
+    status, lines = run("replay")
+    assert (status, lines.split()[0]) == (1, "fails")
+    assert "No module named" in lines
