@@ -17,7 +17,7 @@ from kernelproof.spec import ParameterError, SpecChain
 from kernelproof.spec.errors import KernelproofError
 
 BackendName: TypeAlias = Literal["cpu", "cuda"]
-Level: TypeAlias = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"]
+Level: TypeAlias = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9"]
 
 PROVEN, REFUTED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -83,6 +83,10 @@ def verify(
     executor: Literal["processes", "dask"] = "processes",
     scheduler: str | None = None,
     json: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
+    html: Path | None = None,
+    junit: Path | None = None,
+    markdown: Path | None = None,
+    certificate: Path | None = None,
 ) -> int:
     """Hold a kernel to every law of its operator: it is proven, or refuted with the smallest case that fails.
 
@@ -126,6 +130,14 @@ def verify(
         Address of a Dask cluster that is running, such as tcp://10.0.0.1:8786. Left out: one is started here.
     json
         Write everything that was found to this file; - for standard output.
+    html
+        Write it as a page to this file: one file, nothing loaded from elsewhere.
+    junit
+        Write it as JUnit XML to this file, for CI.
+    markdown
+        Write it as Markdown to this file, for a pull request.
+    certificate
+        Write the proof as a certificate to this file, for kernelproof check-certificate.
     """
     from kernelproof.proofs import verify as hold_to_laws
     from kernelproof.proofs.cases import load_all
@@ -133,6 +145,7 @@ def verify(
 
     from .executors import working
     from .replay_command import save
+    from .report_files import write_reports
     from .terminal import show_report, watched
 
     to_stdout = json is not None and str(json) == "-"
@@ -160,7 +173,16 @@ def verify(
         console.print(f"Saved; to try it again: kernelproof replay {path}", markup=False)
     if json is not None:
         _write_json(report.as_json(), json)
+    for path in write_reports(report, html=html, junit=junit, markdown=markdown, certificate=certificate):
+        console.print(f"Written: {path}", markup=False)
     return report.exit_status
+
+
+app.command(
+    "kernelproof.report_files:check_certificate",
+    name="check-certificate",
+    help="Check a certificate against the kernel's and specification's present source.",
+)
 
 
 app.command("kernelproof.replay_command:replay", help="Rerun saved cases against the kernels as they are now.")

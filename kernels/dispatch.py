@@ -3,18 +3,25 @@
 import functools
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from kernelproof.spec.errors import DtypeError, ParameterError, UnsupportedError
 from kernelproof.spec.operator import Operator
+from kernelproof.spec.ops import OPERATORS
 
 from .contract import KERNELS
+from .source import kernels_hash, specification_hash
 
 Precision: TypeAlias = Literal["strict", "fast", "tf32", "fp16", "bf16"]
 """What rounding is allowed. "strict", the default, holds the componentwise bound and so serves every other choice."""
+
+Certified: TypeAlias = Literal["current", "stale", "none"]
+"""Whether a kernel holds a certificate of its present source and specification, of earlier ones, or none."""
 
 _MODULES = {"cpu": "kernelproof.kernels.cpu", "cuda": "kernelproof.kernels.cuda"}
 
@@ -62,6 +69,27 @@ def backend(name: str) -> Backend:
     if name not in _MODULES:
         raise ParameterError("kernelproof", f"backend {name!r}", " or ".join(map(repr, _MODULES)), "Correct the name.")
     return cuda if name == "cuda" else cpu
+
+
+def certificates() -> dict[tuple[str, str], Certified]:
+    """Which kernels hold a certificate, by (operator, backend).
+
+    Certificates are written by `kernelproof verify --backend cpu --certificate FILE` and shipped beside this file.
+    """
+    states: dict[tuple[str, str], Certified] = {}
+    specifications = {operator: specification_hash(operator) for operator in OPERATORS}
+    for backend in _MODULES:
+        path = Path(__file__).parent / "certificates" / f"{backend}.json"
+        held = json.loads(path.read_text()) if path.exists() else {"source": None, "operators": {}}
+        is_current = held["source"] == kernels_hash(backend)
+        for operator, specification in specifications.items():
+            proven = held["operators"].get(operator)
+            if proven is None or any(law["verdict"] != "proven" for law in proven["laws"].values()):
+                states[operator, backend] = "none"
+            else:
+                same = is_current and proven["specification"] == specification
+                states[operator, backend] = "current" if same else "stale"
+    return states
 
 
 def backend_of(operator: str, arguments: Iterable[Any]) -> Backend:

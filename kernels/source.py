@@ -4,6 +4,7 @@ Comments, docstrings and formatting do not count, nor does where it is installed
 """
 
 import ast
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,12 @@ def kernels_hash(backend: str) -> str:
 
 def specification_hash(operator: str) -> str:
     """Names this state of what an operator means."""
-    return source_hash(spec.find(operator).__module__, find_in("kernelproof.spec", Path(spec.__file__).parent))
+    return _specification_hash(spec.find(operator).__module__)
+
+
+@functools.cache
+def _specification_hash(module: str) -> str:
+    return source_hash(module, find_in("kernelproof.spec", Path(spec.__file__).parent))
 
 
 def source_hash(module: str, find: Find) -> str:

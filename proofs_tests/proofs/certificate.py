@@ -1,0 +1,94 @@
+"""A proof on file: what was proven about which source, checked again against the source there is now.
+
+A certificate is no signature. It says what to repeat, and `verify` repeats it with the same seed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kernelproof.kernels.source import specification_hash
+from kernelproof.spec import OPERATORS, ParameterError
+
+from .report import Report, Result
+from .subject import Subject, subject_of
+from .verify import laws_of, verify
+
+SCHEMA = "kernelproof.certificate/1"
+"""Changes its number when a reader of the file would have to change."""
+
+
+def certificate(report: Report) -> dict[str, Any]:
+    """The certificate of a proof; raises ParameterError for a kernel that is not proven, or has no source to name."""
+    if report.verdict != "proven":
+        raise ParameterError("certificate", f"a kernel that is {report.verdict}", "a proven one", "Mend it first.")
+    if report.source is None:
+        raise ParameterError(
+            "certificate", "a kernel without a source file", "one defined in a file", "Save it as a module."
+        )
+    return {
+        "schema": SCHEMA,
+        "kernel": report.kernel,
+        "verdict": report.verdict,
+        "precision": report.precision,
+        "declared": dict(report.declared),
+        "source": report.source,
+        "specification": report.versions["kernelproof"],
+        "seed": report.seed,
+        "examples": report.examples,
+        "versions": dict(report.versions),
+        "theorems": [result.law for result in report.theorems],
+        "operators": {
+            operator: {
+                "specification": specification_hash(operator),
+                "laws": {result.law: _held(result) for result in report.laws if result.operator == operator},
+            }
+            for operator in report.operators
+        },
+    }
+
+
+def _held(result: Result) -> dict[str, Any]:
+    return {
+        "level": result.level,
+        "verdict": result.verdict,
+        "problems": result.cases,
+        "escape": result.escape,
+        "worst_ratio": result.worst_ratio,
+    }
+
+
+def certified(held: Mapping[str, Any], kernel: Any) -> Subject:
+    """The subject that a certificate speaks of, as it is now; `kernel` is what its name stands for.
+
+    Raises ParameterError for a file that is no certificate, or of a schema that this version does not read.
+    """
+    if held.get("schema") != SCHEMA:
+        raise ParameterError(
+            "certificate", f"schema {held.get('schema')!r}", repr(SCHEMA), "Write it anew with verify --certificate."
+        )
+    return subject_of(kernel, name=held["kernel"], **_declaration(held))
+
+
+def differences(held: Mapping[str, Any], subject: Subject) -> list[str]:
+    """What is not as the certificate says: sources that have changed since, laws that it was not held to."""
+    found = []
+    if held["source"] != subject.source:
+        found.append(f"the source of {held['kernel']} has changed")
+    for operator, proven in held["operators"].items():
+        if operator not in OPERATORS:
+            found.append(f"{operator} is specified no more")
+            continue
+        if proven["specification"] != specification_hash(operator):
+            found.append(f"the specification of {operator} has changed")
+        missing = {law.name for law in laws_of(operator)} - set(proven["laws"])
+        found += [f"{operator} was not held to: {law.replace('_', ' ')}" for law in sorted(missing)]
+    return found
+
+
+def again(held: Mapping[str, Any], subject: Subject, **how: Any) -> Report:
+    """The proof repeated on the source there is now, with the certificate's seed and number of problems."""
+    return verify(subject, examples=held["examples"], seed=held["seed"], **how)
+
+
+def _declaration(held: Mapping[str, Any]) -> dict[str, Any]:
+    return {**held["declared"], "dtypes": tuple(held["declared"]["dtypes"])}
