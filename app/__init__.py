@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kernelproof.models import CNN2Config, CNN2Spec
     from kernelproof.proofs import verify
+    from kernelproof.pytest_plugin import proof
     from kernelproof.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU, SpecChain
 
-__all__ = ["CNN2Config", "CNN2Spec", "Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "SpecChain", "verify"]
+__all__ = ["CNN2Config", "CNN2Spec", "Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "SpecChain", "proof", "verify"]
 
 _HOMES = {
     "kernelproof.spec": {"Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU", "SpecChain"},
     "kernelproof.models": {"CNN2Config", "CNN2Spec"},
     "kernelproof.proofs": {"verify"},
+    "kernelproof.pytest_plugin": {"proof"},
 }
 
 
