@@ -5,7 +5,7 @@ import json as json_format
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -17,6 +17,7 @@ from kernelproof.spec import ParameterError, SpecChain
 from kernelproof.spec.errors import KernelproofError
 
 BackendName: TypeAlias = Literal["cpu", "cuda"]
+AdapterName: TypeAlias = Literal["torch", "onnxruntime", "onnx.reference", "jax", "tinygrad"]
 Level: TypeAlias = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9"]
 
 PROVEN, REFUTED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -68,7 +69,7 @@ def verify(
     kernel: str | None = None,
     *,
     op: str | None = None,
-    backend: BackendName = "cpu",
+    backend: BackendName | AdapterName = "cpu",
     level: Annotated[tuple[Level, ...], Parameter(negative=())] = (),
     examples: int = 100,
     seed: int = 0,
@@ -100,7 +101,8 @@ def verify(
     op
         The operator: conv2d, conv2d.dx, conv2d.dweight, max_pool2d ... Left out: all of the backend's.
     backend
-        Whose kernels to hold to the laws when none of yours is given.
+        Whose kernels to hold to the laws when none of yours is given: this project's, or a framework's that is
+        installed (extras torch, onnx, jax, tinygrad).
     level
         Only laws of these levels; may be given several times. Left out: all.
     examples
@@ -150,6 +152,7 @@ def verify(
 
     to_stdout = json is not None and str(json) == "-"
     console = errors if to_stdout else screen
+    own = kernel is None and backend in get_args(BackendName)
     subject = subject_of(
         backend if kernel is None else imported(kernel, "verify", "kernel"),
         op,
@@ -166,7 +169,7 @@ def verify(
     ):
         report = hold_to_laws(
             subject, level=level or None, examples=examples, seed=seed, progress=progress,
-            time_limit=time_limit if kernel else None, shard=shard, cases=known, executor=workforce,
+            time_limit=None if own else time_limit, shard=shard, cases=known, executor=workforce,
         )  # fmt: skip
     show_report(console, report)
     for path in save(report, cases):
@@ -185,6 +188,9 @@ app.command(
 )
 
 
+app.command(
+    "kernelproof.scoreboard_command:board", name="scoreboard", help="Hold everybody's operators to the laws: a table."
+)
 app.command("kernelproof.replay_command:replay", help="Rerun saved cases against the kernels as they are now.")
 
 

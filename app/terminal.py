@@ -23,7 +23,8 @@ from kernelproof.spec.parameters import Parameters
 COLOURS = {"proven": "green", "refuted": "red", "unsupported": "yellow", "vacuous": "yellow"}
 
 
-def _bar(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """A bar of what is done, that goes when all is."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=console, transient=True,
@@ -36,7 +37,7 @@ def watched(
 ) -> Iterator[Callable[[Result], None]]:
     """What `verify` reports its progress to: a bar of what is left and, with `lines`, a line for each law decided."""
     total = len(work_of(subject, levels or LEVELS, shard))
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("compiling and proving", total=total)
 
         def progress(result: Result) -> None:
@@ -88,7 +89,7 @@ def trained(
 ) -> tuple[Parameters, list[Step]]:
     """Train under a bar; a line an epoch. The parameters at the end and every step's progress."""
     steps: list[Step] = []
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("compiling", total=None)
         for step in train(chain, parameters, digits.images, digits.labels, config):
             steps.append(step)

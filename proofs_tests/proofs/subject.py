@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -13,8 +13,9 @@ import numpy as np
 
 from kernelproof import kernels
 from kernelproof.kernels.source import kernels_hash, source_hash
-from kernelproof.spec import OPERATORS, OPS, ParameterError, find
+from kernelproof.spec import OPERATORS, OPS, ParameterError, UnsupportedError, find
 
+from . import adapters
 from .laws import AXES, Kernel
 from .problems import Problem
 from .values import PRECISIONS
@@ -60,8 +61,9 @@ def subject_of(
     layouts: Mapping[str, str] | None = None,
     name: str | None = None,
 ) -> Subject:
-    """The subject that a backend ("cpu", "cuda"), a function, or an object with `forward` and `backward` is.
+    """The subject that a backend ("cpu", "cuda"), an adapter ("torch" ...), a function or an object is.
 
+    An object has `forward` and `backward`, a class a constructor like PyTorch's layer of that operator.
     `supports` is an expression such as `"stride[0] == stride[1] and groups == 1"` or a function of the same names: the
     operator's options, its arrays' shapes (`x_shape`, `weight_shape` ...), `dtype`. `layouts` gives the axes of arrays
     that are not in the specification's order, the result's as `y`: `{"x": "nhwc", "weight": "rsck", "y": "npqk"}`.
@@ -70,10 +72,18 @@ def subject_of(
     """
     if precision is not None and precision not in PRECISIONS:
         raise ParameterError("verify", f"precision={precision!r}", f"one of {', '.join(PRECISIONS)}", "Choose one.")
+    limits = name_of(supports) if callable(supports) else supports
     if isinstance(kernel, str):
-        kernel = kernels.backend(kernel)
+        kernel = kernels.backend(kernel) if kernel in adapters.OWN else adapters.load(kernel)
     if isinstance(kernel, Subject):
-        return kernel
+        kept = kernel if op is None else _only(kernel, op)
+        return replace(
+            kept,
+            op=op or kept.op,
+            dtypes=dtypes or kept.dtypes,
+            precision=precision or kept.precision,
+            **({} if supports is None else {"supports": _declared(supports), "limits": limits}),
+        )
     if isinstance(kernel, kernels.Backend):
         names = list(OPERATORS) if op is None else operators_of(op)
         functions: dict[str, Kernel] = {name: on_backend(kernel, name) for name in names}
@@ -87,10 +97,18 @@ def subject_of(
         source = _source_of(kernel)
     for operator, function in functions.items():
         functions[operator] = _permuted(function, operator, layouts) if layouts else function
-    limits = name_of(supports) if callable(supports) else supports
     return Subject(
         name, functions, dtypes or ("float32",), _declared(supports), precision, layouts or {}, op, limits, source
     )
+
+
+def _only(subject: Subject, op: str) -> Subject:
+    """The subject with the functions of that operator alone; raises UnsupportedError if it has none."""
+    functions = {name: subject.functions[name] for name in operators_of(op) if name in subject.functions}
+    if not functions:
+        has = f"one of {', '.join(subject.functions)}"
+        raise UnsupportedError("verify", f"{subject.name} has no {op}", has, "Choose one of them.")
+    return replace(subject, functions=functions)
 
 
 def operators_of(op: str) -> list[str]:
@@ -159,8 +177,8 @@ def _of_pair(kernel: Any, op: str) -> dict[str, Kernel]:
 
     def gradient(which: int, argument: str) -> Kernel:
         def run(*args: Any, **kwargs: Any) -> Any:
-            given = _named(f"{op}.d{argument}", args, kwargs)
-            kernel.forward(**_forward(row.name, given))
+            given = named_arguments(f"{op}.d{argument}", args, kwargs)
+            kernel.forward(**forward_arguments(row.name, given))
             gradients = kernel.backward(given["dy"])
             return gradients[which] if isinstance(gradients, tuple | list) else gradients
 
@@ -189,13 +207,13 @@ def _of_module(kernel: Any, op: str) -> dict[str, Kernel]:
         return layer
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = _named(op, args, kwargs)
+        given = named_arguments(op, args, kwargs)
         return built(given)(given["x"])
 
     def gradient(argument: str) -> Kernel:
         def run(*args: Any, **kwargs: Any) -> Any:
-            named = _named(f"{op}.d{argument}", args, kwargs)
-            given = _forward(row.name, named)
+            named = named_arguments(f"{op}.d{argument}", args, kwargs)
+            given = forward_arguments(row.name, named)
             layer = built(given)
             layer(given["x"])
             dx = layer.backward(named["dy"])
@@ -214,12 +232,12 @@ def _row(op: str) -> Any:
     return OPS[op]
 
 
-def _named(operator: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_arguments(operator: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The call's arguments by the operator's own names."""
     return dict(inspect.signature(find(operator)).bind(*args, **kwargs).arguments)
 
 
-def _forward(op: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def forward_arguments(op: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The forward's arguments for a gradient's: ones for an operand that the gradient does not depend on."""
     arguments = {}
     for name, parameter in inspect.signature(find(op)).parameters.items():

@@ -1,0 +1,1 @@
+../../app/scoreboard_command.py

@@ -1,0 +1,196 @@
+"""Everybody's operators held to the same laws: who is proven, who is refuted, and what is known about it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, as_completed
+from dataclasses import dataclass, field
+from typing import Any
+
+from kernelproof.spec import OPERATORS, OPS, ParameterError
+
+from .adapters import ADAPTERS, OWN, require
+from .findings import Finding, finding_of
+from .report import Report, Result, reproduction, versions
+from .subject import operators_of, subject_of
+from .verify import LEVELS, laws_of, verify
+
+SCHEMA = "kernelproof.scoreboard/1"
+
+HELD = tuple(level for level in LEVELS if level != "L0")
+"""The levels that speak of kernels: L0 is about this project's own arithmetic of sizes."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One adapter to hold to the laws of one row of the operator table."""
+
+    adapter: str
+    op: str
+    examples: int
+    seed: int
+    time_limit: float | None
+
+    def do(self) -> "Entry":
+        """Do it here."""
+        subject = subject_of(self.adapter)
+        has = tuple(operator for operator in operators_of(self.op) if operator in subject.functions)
+        if not has:
+            return Entry(self.adapter, self.op, has, Report(self.adapter, self.seed, self.examples, ()))
+        report = verify(
+            subject, self.op, level=HELD, examples=self.examples, seed=self.seed, time_limit=self.time_limit
+        )
+        return Entry(self.adapter, self.op, has, report)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of it: which of the row's operators the adapter has, and their report, None if its process died."""
+
+    adapter: str
+    op: str
+    has: tuple[str, ...]
+    report: Report | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a level came to for one operator: the verdict, the problems that held, the laws that fell.
+
+    `differs` is a refutation that the adapter documents: its semantics are others, not wrong.
+    """
+
+    verdict: str
+    cases: int = 0
+    fallen: tuple[Result, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """Every adapter's entries, with what is needed to make them again; `adapters` holds their packages' versions."""
+
+    adapters: Mapping[str, Mapping[str, str]]
+    entries: tuple[Entry, ...]
+    examples: int
+    seed: int
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The board's rows: every operator with its gradients."""
+        ops = {entry.op for entry in self.entries}
+        return tuple(operator for operator in OPERATORS if operator.partition(".")[0] in ops)
+
+    def cell(self, adapter: str, operator: str, level: str | None = None) -> Cell:
+        """What a level came to, or all of them together."""
+        op = operator.partition(".")[0]
+        entry = next(entry for entry in self.entries if (entry.adapter, entry.op) == (adapter, op))
+        laws = {law.name for law in laws_of(operator, HELD if level is None else [level])}
+        if not laws:
+            return Cell("no law")
+        if entry.report is None:
+            return Cell("not checked")
+        if operator not in entry.has:
+            return Cell("unsupported")
+        results = [each for each in entry.report.laws if each.operator == operator and each.law in laws]
+        cases, fallen = sum(each.cases for each in results), tuple(each for each in results if each.failure)
+        if fallen:
+            known = [finding_of(adapter, each) for each in fallen]
+            documented = all(finding is not None and finding.documented for finding in known)
+            return Cell("differs" if documented else "refuted", cases, fallen)
+        if laws > {each.law for each in results if each.verdict != "vacuous"}:
+            return Cell("not checked", cases)
+        return Cell("proven" if cases else "unsupported", cases)
+
+    def fallen(self, adapter: str) -> list[tuple[Result, Finding | None]]:
+        """The laws that fell for an adapter, each with what is known about it."""
+        reports = [entry.report for entry in self.entries if entry.adapter == adapter and entry.report]
+        return [(result, finding_of(adapter, result)) for report in reports for result in report.failures]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as a program would read it."""
+        cells = [
+            (adapter, operator, level, self.cell(adapter, operator, level))
+            for adapter in self.adapters for operator in self.operators for level in HELD
+        ]  # fmt: skip
+        return {
+            "schema": SCHEMA,
+            "examples": self.examples,
+            "seed": self.seed,
+            "versions": dict(self.versions),
+            "adapters": {name: dict(packages) for name, packages in self.adapters.items()},
+            "board": [
+                {"adapter": adapter, "operator": operator, "level": level, "verdict": cell.verdict, "cases": cell.cases,
+                 "fallen": [each.law for each in cell.fallen]}
+                for adapter, operator, level, cell in cells if cell.verdict != "no law"
+            ],
+            "fallen": [
+                {"adapter": adapter, "operator": result.operator, "level": result.level, "law": result.law,
+                 "message": result.failure.message if result.failure else "", "code": code(adapter, result),
+                 "finding": finding and finding.sentence, "link": finding and finding.link,
+                 "documented": bool(finding and finding.documented)}
+                for adapter in self.adapters for result, finding in self.fallen(adapter)
+            ],
+        }  # fmt: skip
+
+
+def code(adapter: str, result: Result) -> str:
+    """Python that shows again what fell."""
+    return reproduction(result, Report(adapter, 0, 0, ()))
+
+
+def scoreboard(
+    adapters: Sequence[str] = (),
+    ops: Iterable[str] = (),
+    *,
+    examples: int = 30,
+    seed: int = 0,
+    time_limit: float | None = None,
+    executor: Executor | None = None,
+    progress: Callable[[Entry], None] = lambda entry: None,
+) -> Scoreboard:
+    """Hold the adapters, by default all that are installed, to the laws of these rows of the table, by default all.
+
+    With a `time_limit`, seconds for one check, functions run in a process of their own; an `executor` makes the entries
+    in its workers. `progress` is called with each entry.
+
+    Raises ParameterError for an unknown adapter or row, UnsupportedError for an adapter that is not installed.
+    """
+    names, rows = tuple(adapters) or installed(), tuple(ops) or tuple(OPS)
+    for row in rows:
+        if row not in OPS:
+            raise ParameterError("scoreboard", f"operator {row!r}", f"one of {', '.join(OPS)}", "Correct the name.")
+    for name in names:
+        if name not in OWN:
+            require(name)
+    work = [Work(name, row, examples, seed, time_limit) for name in names for row in rows]
+    entries = {}
+    for entry in _entries(work, executor):
+        entries[entry.adapter, entry.op] = entry
+        progress(entry)
+    packages = {name: ADAPTERS[name].versions if name in ADAPTERS else {} for name in names}
+    return Scoreboard(packages, tuple(entries[each.adapter, each.op] for each in work), examples, seed)
+
+
+def _entries(work: Sequence[Work], executor: Executor | None) -> Iterator[Entry]:
+    if executor is None:
+        yield from (each.do() for each in work)
+        return
+    futures = {executor.submit(each.do): each for each in work}
+    for future in as_completed(futures):
+        try:
+            yield future.result()
+        except BrokenExecutor:
+            yield Entry(futures[future].adapter, futures[future].op, (), None)
+
+
+def installed() -> tuple[str, ...]:
+    """The names that can run here, this project's own first."""
+    own = [name for name in OWN if name != "cuda" or _has_gpu()]
+    return (*own, *(name for name, adapter in ADAPTERS.items() if adapter.installed))
+
+
+def _has_gpu() -> bool:
+    try:
+        from numba import cuda
+    except ImportError:
+        return False
+    return bool(cuda.is_available())
