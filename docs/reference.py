@@ -17,7 +17,10 @@ LEVEL_MEANS = {
     "L4": "Special values: NaN, infinities, zeros, subnormals.",
     "L5": "Gradients: the adjoint identity and the exact derivative, no finite differences.",
     "L6": "Metamorphic: what holds a kernel against itself.",
-    "L7": "Determinism: the same call, the same bits.",
+    "L7": "Determinism: the same call, the same bits, in any order of calls, on any threads.",
+    "L8": "Memory: every element written, nothing read or written beside an array.",
+    "L9": "Bad input: refused with a typed error, never a signal. Held for this project's backends, and for other "
+    'kernels where it is asked for with `level="L9"`: their author may check before calling them.',
 }
 
 

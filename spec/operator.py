@@ -70,10 +70,10 @@ def operator(door: Callable[P, Arguments]) -> Callable[[Callable[..., Any]], Ope
 
 
 def check_arrays(operator: str, **arrays: Any) -> None:
-    """Every argument is an array and all have one scalar type; raises DtypeError. None is an absent bias."""
+    """Every argument is an array and all have one scalar type; raises DtypeError. A bias may be None: absent."""
     dtypes = {}
     for name, array in arrays.items():
-        if array is None:
+        if array is None and name == "bias":
             continue
         if not hasattr(array, "shape") or not hasattr(array, "dtype") or isinstance(array, np.generic):
             raise DtypeError(

@@ -1,8 +1,9 @@
 """How a kernel's core is compiled and started: arrays made ready, work cut into short native calls, one at a time."""
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
@@ -27,10 +28,15 @@ _layer_before_fork = None
 _threads: int | None = None
 
 
-def set_threads(count: int | None) -> None:
-    """Every launch on `count` threads, or all there are if fewer, however little its work; None: as many as pay."""
+@contextlib.contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Every launch in this block runs on `count` threads, or all there are if fewer, however little its work."""
     global _threads
-    _threads = count
+    before, _threads = _threads, count
+    try:
+        yield
+    finally:
+        _threads = before
 
 
 def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> None:

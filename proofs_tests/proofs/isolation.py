@@ -3,8 +3,10 @@
 import contextlib
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -72,7 +74,7 @@ class Isolated:
     def _start(self) -> None:
         self._connection, theirs = self._context.Pipe()
         self._process = self._context.Process(target=_serve, args=(self._subject, theirs), daemon=True)
-        with _as_no_daemon():
+        with _as_no_daemon(), _as_no_script():
             self._process.start()
         theirs.close()
 
@@ -100,6 +102,16 @@ def _as_no_daemon() -> Iterator[None]:
             settings["daemon"] = daemon
 
 
+@contextlib.contextmanager
+def _as_no_script() -> Iterator[None]:
+    """The child would run the caller's script again; it needs nothing of it, for the kernel travels by value."""
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
 def _serve(pickled: bytes, connection: Connection) -> None:
     """The child: checks what comes until the parent closes the connection."""
     import warnings
@@ -116,7 +128,7 @@ def _serve(pickled: bytes, connection: Connection) -> None:
 
 def _outcome(law: Law, subject: Subject, problem: Problem) -> Any:
     try:
-        return law.check(subject.functions[problem.operator], problem)
+        return law.check(subject.kernel(problem.operator), problem)
     except (UnsupportedError, NotImplementedError) as declined:
         return "unsupported", str(declined), (), {}
     except LawBroken as broken:

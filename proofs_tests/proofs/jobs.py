@@ -20,6 +20,9 @@ from .subject import Subject
 
 T = TypeVar("T")
 
+HOSTILE_LIMIT = 120.0
+"""Seconds for one check of bad input where no time limit is given, compilation included."""
+
 PART = 500
 """Problems in one job, at most: over 0.1 s of work for every law, and few enough to be spread and done again."""
 
@@ -37,6 +40,11 @@ class Job:
     seed: int
     part: int = 0
     known: tuple[Problem, ...] = ()
+
+    @property
+    def is_hostile(self) -> bool:
+        """Whether the kernel may die of it: bad input is tried in a process of its own."""
+        return LAWS[self.law].level == "L9"
 
     def run(self, subject: Subject, check: Check | None = None) -> Result:
         """Do it here; `check` says where the kernel is kept."""
@@ -58,13 +66,13 @@ class Job:
         ]
 
 
-def share(work: Sequence[T], shard: str | None) -> list[T]:
+def share(work: Sequence[T], shard: str | None) -> Sequence[T]:
     """For the shard "3/16" the third of every sixteen; all without one. Raises ParameterError."""
     if shard is None:
-        return list(work)
+        return work
     match [int(each) for each in shard.split("/") if each.isdecimal()]:
         case [which, count] if 1 <= which <= count:
-            return list(work[which - 1 :: count])
+            return work[which - 1 :: count]
     raise ParameterError("verify", f"shard {shard!r}", "I/N with 1 <= I <= N", "Write for example 3/16.")
 
 
@@ -100,10 +108,12 @@ def run_jobs(
     kernel is kept in a process of its own; after a hang the jobs that are left are not begun.
     """
     if executor is None:
-        with kept(subject, time_limit) as check:
+        jobs = list(jobs)
+        with kept(subject, time_limit) as check, _apart(subject, time_limit, jobs) as apart:
             for job in jobs:
-                yield job.run(subject, check)
-                if isinstance(check, Isolated) and check.hung:
+                where = apart if job.is_hostile else check
+                yield job.run(subject, where)
+                if isinstance(where, Isolated) and where.hung:
                     return
         return
     # Functions of __main__ and lambdas are kernels too: the executor's own pickle would refuse them.
@@ -123,7 +133,7 @@ def run_jobs(
 
 def _run_pickled(pickled: bytes, job: Job, time_limit: float | None) -> Result | KernelproofError:
     subject = cloudpickle.loads(pickled)
-    with kept(subject, time_limit) as check:
+    with _apart(subject, time_limit, [job]) if job.is_hostile else kept(subject, time_limit) as check:
         try:
             return job.run(subject, check)
         except KernelproofError as wrong_usage:
@@ -138,3 +148,12 @@ def kept(subject: Subject, time_limit: float | None) -> Iterator[Check]:
         return
     with Isolated(subject, time_limit) as check:
         yield check
+
+
+def _apart(
+    subject: Subject, time_limit: float | None, jobs: Sequence[Job]
+) -> contextlib.AbstractContextManager[Check | None]:
+    """Where the kernel runs when it is given bad input. A process begins with the first check."""
+    if not any(job.is_hostile for job in jobs):
+        return contextlib.nullcontext()
+    return Isolated(subject, time_limit or HOSTILE_LIMIT)

@@ -6,50 +6,16 @@ raises `LawBroken` with the element that is wrong, what came and what is right.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from kernelproof.spec import OPERATORS, OPS, Dual, duals
 
 from .bounds import rounding_bound
+from .judging import Declared, Kernel, LawBroken, all_zero, compare, evaluate, place, specified
 from .problems import Problem
 from .values import largest_whole
-
-Kernel: TypeAlias = Callable[..., Any]
-"""A function of arrays with the operator's own arguments: anybody's."""
-
-AXES = {
-    "conv2d": "nkpq", "conv2d.dx": "nchw", "conv2d.dweight": "kcrs", "conv2d.dbias": "k", "max_pool2d": "ncpq",
-    "max_pool2d.dx": "nchw", "linear": "nk", "linear.dx": "nc", "linear.dweight": "kc", "linear.dbias": "k",
-    "flatten.dx": "nchw", "cross_entropy.dlogits": "nk",
-}  # fmt: skip
-
-
-class LawBroken(AssertionError):  # noqa: N818 - it is the law that is broken
-    """A law does not hold: where, what came, what is right, and how far they may differ."""
-
-    def __init__(self, message: str, problem: Problem, index: tuple[int, ...] = (), **values: Any) -> None:
-        super().__init__(message)
-        self.problem, self.index, self.values = problem, index, values
-
-
-@dataclass(frozen=True)
-class Differences:
-    """Where a result of this `shape` is wrong: of `count` elements the first ones, and how far each is off."""
-
-    shape: tuple[int, ...]
-    count: int
-    indices: tuple[tuple[int, ...], ...]
-    errors: tuple[float, ...]
-
-    @staticmethod
-    def of(got: np.ndarray, expected: np.ndarray, wrong: np.ndarray, most: int = 1024) -> "Differences":
-        """What the wrong elements of `got` are beside the expected ones."""
-        first = np.argwhere(wrong)[:most]
-        indices = tuple(tuple(each) for each in first.tolist())
-        errors = (abs(float(got[index]) - float(expected[index])) for index in indices)
-        return Differences(wrong.shape, int(wrong.sum()), indices, tuple(errors))
 
 
 @dataclass(frozen=True)
@@ -65,7 +31,8 @@ class Observation:
 class Law:
     """A theorem `name` at an evidence `level`, checked on problems with values of one `family`.
 
-    `where` says which problems it has something to say about.
+    `where` says which problems it has something to say about, `never` which predicates none of those has, `needs` what
+    has to be declared of a kernel.
     """
 
     level: str
@@ -75,6 +42,8 @@ class Law:
     holds_for: frozenset[str]
     check: Callable[[Kernel, Problem], Observation]
     where: Callable[[Problem], bool]
+    never: frozenset[str]
+    needs: Callable[[Declared], bool]
 
 
 LAWS: dict[str, Law] = {}
@@ -82,12 +51,28 @@ LAWS: dict[str, Law] = {}
 
 
 def law(
-    level: str, family: str, operators: Iterable[str], where: Callable[[Problem], bool] = lambda problem: True
+    level: str,
+    family: str,
+    operators: Iterable[str],
+    where: Callable[[Problem], bool] = lambda problem: True,
+    never: Iterable[str] = (),
+    needs: Callable[[Declared], bool] = lambda kernel: True,
 ) -> Callable[[Callable[..., Observation]], Law]:
     """Register the check below as a law: its name is the theorem, its docstring the statement."""
 
     def register(check: Callable[[Kernel, Problem], Observation]) -> Law:
-        made = Law(level, check.__name__, (check.__doc__ or "").strip(), family, frozenset(operators), check, where)
+        def checked(kernel: Kernel, problem: Problem) -> Observation:
+            try:
+                return check(kernel, problem)
+            except LawBroken as broken:
+                # Found in a problem that this one leads to; this one is what shows it again.
+                broken.problem = problem
+                raise
+
+        statement = (check.__doc__ or "").strip()
+        made = Law(
+            level, check.__name__, statement, family, frozenset(operators), checked, where, frozenset(never), needs
+        )
         LAWS[made.name] = made
         return made
 
@@ -96,106 +81,6 @@ def law(
 
 RATIONAL = [name for name in OPERATORS if OPS[name.partition(".")[0]].rational]
 LINEAR = [name for name in OPERATORS if OPS[name.partition(".")[0]].linear_in]
-
-
-def evaluate(kernel: Kernel, problem: Problem, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Call the kernel and hold it to its manners: result's shape and dtype, inputs untouched, result its own memory."""
-    before = {name: array.tobytes() for name, array in arrays.items()}
-    results = problem.call(kernel, arrays)
-    results = results if isinstance(results, tuple) else (results,)
-    for name, array in arrays.items():
-        if array.tobytes() != before[name]:
-            raise LawBroken(f"{problem.operator}: the kernel wrote to its input {name}", problem)
-    host = tuple(_on_host(problem, each) for each in results)
-    for result in host:
-        if any(np.shares_memory(result, array) for array in arrays.values()) and problem.op.name != "flatten":
-            raise LawBroken(f"{problem.operator}: the result shares memory with an input", problem)
-    return host
-
-
-def _on_host(problem: Problem, result: Any) -> np.ndarray:
-    if hasattr(result, "copy_to_host"):
-        result = result.copy_to_host()
-    elif hasattr(result, "detach"):
-        result = result.detach().cpu().numpy()
-    elif not isinstance(result, np.ndarray) and hasattr(result, "get"):
-        result = result.get()
-    if not isinstance(result, np.ndarray | np.generic):
-        raise LawBroken(f"{problem.operator}: the kernel returned {type(result).__name__}, needs an array", problem)
-    return np.asarray(result)
-
-
-def compare(
-    problem: Problem,
-    came: tuple[np.ndarray, ...],
-    right: tuple[np.ndarray, ...],
-    allowed: tuple[np.ndarray, ...] | None = None,
-) -> float:
-    """The worst error over its allowance; raises LawBroken at the first element beyond it.
-
-    Without an allowance every element is equal, or NaN where the specification has NaN. A zero's sign is not compared.
-    """
-    if len(came) != len(right):
-        raise LawBroken(f"{problem.operator}: the kernel gives {len(came)} results, needs {len(right)}", problem)
-    worst = 0.0
-    for which, (got, expected) in enumerate(zip(came, right, strict=True)):
-        _check_kind(problem, got, expected)
-        if allowed is None:
-            wrong = ~((got == expected) | (np.isnan(got) & np.isnan(expected)))
-            limit = np.zeros(expected.shape)
-        else:
-            limit = allowed[which]
-            error = np.abs(got.astype(expected.dtype) - expected)
-            wrong = ~(error <= limit)
-            ratios = error[limit > 0] / limit[limit > 0]
-            worst = max(worst, float(ratios.max(initial=0.0)))
-        if wrong.any():
-            differences = Differences.of(got, expected, wrong)
-            index = differences.indices[0]
-            raise LawBroken(
-                f"{problem.operator} at {_where(problem, index)}: the kernel gives {got[index]!s}, the specification "
-                f"{expected[index]!s}"
-                + (f", at most {float(limit[index]):.3g} apart" if allowed else "")
-                + f" ({differences.count} of {wrong.size} elements wrong)",
-                problem,
-                index,
-                got=got[index].item(),
-                expected=float(expected[index]),
-                allowed=float(limit[index]),
-                differences=differences,
-            )
-    return worst
-
-
-def _check_kind(problem: Problem, got: np.ndarray, expected: np.ndarray) -> None:
-    if got.shape != expected.shape:
-        raise LawBroken(
-            f"{problem.operator}: the kernel's result has shape {got.shape}, the specification's {expected.shape}",
-            problem,
-        )
-    wanted = np.dtype(problem.dtype) if expected.dtype.kind == "f" else np.dtype(np.int64)
-    if got.dtype.kind != wanted.kind or (wanted.kind == "f" and got.dtype != wanted):
-        raise LawBroken(f"{problem.operator}: the kernel's result is {got.dtype}, needs {wanted}", problem)
-
-
-def _where(problem: Problem, index: tuple[int, ...]) -> str:
-    letters = AXES.get(problem.operator, "")
-    return f"[{','.join(letters)}] = {index}" if len(letters) == len(index) else f"index {index}"
-
-
-def specified(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: Any) -> tuple[np.ndarray, ...]:
-    """The specification's results, evaluated in `dtype`."""
-    given = {name: each if each.dtype.kind == "i" else each.astype(dtype) for name, each in arrays.items()}
-    results = problem.call(problem.spec, given)
-    results = results if isinstance(results, tuple) else (results,)
-    # Whole numbers were computed as int64; the kernel's answer is a float that must be exactly that.
-    return tuple(np.asarray(each, np.float64) if which == 0 or problem.operator == "sgd" else each
-                 for which, each in enumerate(results))  # fmt: skip
-
-
-def all_zero(results: tuple[np.ndarray, ...]) -> bool:
-    """Whether the problem proves nothing: a kernel that only fills its result with zeros would pass."""
-    return not np.any(results[0])
 
 
 @law("L1", "whole", RATIONAL)
@@ -260,11 +145,20 @@ def precision_class(bits: int) -> str:
 def rounds_within_the_derived_bound(kernel: Kernel, problem: Problem) -> Observation:
     """On reals, every element is within the rounding that its own sum of products allows."""
     arrays = problem.arrays()
+    came = evaluate(kernel, problem, arrays)
+    ratio, right = within_bound(problem, arrays, came)
+    return Observation(ratio=ratio, vacuous=all_zero(right))
+
+
+def within_bound(
+    problem: Problem, arrays: Mapping[str, np.ndarray], came: tuple[np.ndarray, ...]
+) -> tuple[float, tuple[np.ndarray, ...]]:
+    """The worst error over its bound, and what is right; raises LawBroken at the first element beyond its bound."""
     # The reference rounds too, less: float64 for float32, extended precision (where there is one) for float64.
     wide = np.float64 if problem.dtype == "float32" else np.longdouble
     given = {name: each if each.dtype.kind == "i" else each.astype(wide) for name, each in arrays.items()}
     results = problem.call(problem.spec, given)
-    right = results if isinstance(results, tuple) else (results,)
+    right = tuple(map(np.asarray, results if isinstance(results, tuple) else (results,)))
     allowed = tuple(
         kernels + references
         for kernels, references in zip(
@@ -274,8 +168,7 @@ def rounds_within_the_derived_bound(kernel: Kernel, problem: Problem) -> Observa
     if problem.options.get("return_indices"):
         # Indices are exact by their nature.
         allowed = (*allowed, np.zeros(problem.output))
-    came = evaluate(kernel, problem, arrays)
-    return Observation(ratio=compare(problem, came, tuple(map(np.asarray, right)), allowed), vacuous=all_zero(right))
+    return compare(problem, came, right, allowed), right
 
 
 @law("L4", "special", RATIONAL)
@@ -302,7 +195,7 @@ def returns_an_input_bit_for_bit(kernel: Kernel, problem: Problem) -> Observatio
     if not np.array_equal(came[number].view(_bits(came)), copied[number].view(_bits(came))):
         index = tuple(int(axis) for axis in np.argwhere(number & (np.signbit(came) != np.signbit(copied)))[0])
         raise LawBroken(
-            f"max_pool2d at {_where(problem, index)}: the kernel gives {came[index]!s}, the winning input is "
+            f"max_pool2d at {place(problem, index)}: the kernel gives {came[index]!s}, the winning input is "
             f"{copied[index]!s}", problem, index, got=float(came[index]), expected=float(copied[index]), allowed=0.0,
         )  # fmt: skip
     return Observation()

@@ -62,10 +62,15 @@ class Problem:
         return find(self.operator)
 
     @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The operator's own arguments."""
+        return _parameters(self.operator)
+
+    @property
     def array_shapes(self) -> dict[str, Shape]:
         """The shapes of the operator's own array arguments, in its order."""
         shapes = {**self.shapes, "dy": self.output}
-        return {name: shapes[name] for name in _parameters(self.operator) if name in shapes}
+        return {name: shapes[name] for name in self.parameters if name in shapes}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The array arguments, drawn from the family by the seed, in the problem's memory layout."""
@@ -78,7 +83,7 @@ class Problem:
         given: dict[str, Any] = {**self.options, **arrays}
         given |= {f"{name}_shape": shape for name, shape in self.shapes.items()}
         positional, by_name = [], {}
-        for name, parameter in _parameters(self.operator).items():
+        for name, parameter in self.parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY:
                 if name in given:
                     by_name[name] = given[name]

@@ -10,7 +10,7 @@ from typing import Any
 
 from kernelproof.spec import ParameterError
 
-from .laws import Differences, LawBroken
+from .judging import Differences, LawBroken
 
 SCHEMA = "kernelproof.report/1"
 """Changes its number when a reader of the JSON would have to change."""

@@ -16,7 +16,7 @@ from kernelproof.kernels.source import kernels_hash, source_hash
 from kernelproof.spec import OPERATORS, OPS, ParameterError, UnsupportedError, find
 
 from . import adapters
-from .laws import AXES, Kernel
+from .judging import AXES, Declared, Kernel
 from .problems import Problem
 from .values import PRECISIONS
 
@@ -26,7 +26,9 @@ class Subject:
     """Functions by operator name, all in the operator's own form, and what was declared about them.
 
     `supports` says which problems it was written for: the others are unsupported, which is no pass. `op` and `limits`
-    are what was asked for and declared, as text; `source` names the state of the kernel's source.
+    are what was asked for and declared, as text; `source` names the state of the kernel's source. `threads` is called
+    with a number of threads to use, and may return a context manager. `reentrant`: several threads may call at once;
+    `checked`: its calls go through the operators' doors, so that what is wrong with them is refused.
     """
 
     name: str
@@ -38,6 +40,17 @@ class Subject:
     op: str | None = None
     limits: str | None = None
     source: str | None = None
+    threads: Callable[[int], object] | None = None
+    reentrant: bool = True
+    checked: bool = False
+
+    def kernel(self, operator: str) -> Declared:
+        """The function for an operator, with what laws have to know of the declaration."""
+
+        def supports(problem: Problem) -> bool:
+            return problem.dtype in self.dtypes and self.supports(problem)
+
+        return Declared(self.functions[operator], supports, self.threads, self.reentrant, self.checked)
 
     @property
     def declared(self) -> dict[str, Any]:
@@ -59,6 +72,7 @@ def subject_of(
     supports: str | Callable[..., bool] | None = None,
     precision: str | None = None,
     layouts: Mapping[str, str] | None = None,
+    threads: Callable[[int], object] | None = None,
     name: str | None = None,
 ) -> Subject:
     """The subject that a backend ("cpu", "cuda"), an adapter ("torch" ...), a function or an object is.
@@ -67,6 +81,8 @@ def subject_of(
     `supports` is an expression such as `"stride[0] == stride[1] and groups == 1"` or a function of the same names: the
     operator's options, its arrays' shapes (`x_shape`, `weight_shape` ...), `dtype`. `layouts` gives the axes of arrays
     that are not in the specification's order, the result's as `y`: `{"x": "nhwc", "weight": "rsck", "y": "npqk"}`.
+    `threads` is a function that is told how many threads to use, such as `torch.set_num_threads` or
+    `threadpoolctl.threadpool_limits`.
     `name` is what reports call the kernel and reproductions import, by default its module and name.
     Raises ParameterError.
     """
@@ -89,6 +105,7 @@ def subject_of(
         functions: dict[str, Kernel] = {name: on_backend(kernel, name) for name in names}
         name, dtypes = name or kernel.name, dtypes or ("float32", "float64")
         source: str | None = kernels_hash(kernel.name)
+        threads = _cpu_threads if kernel.name == "cpu" else threads
     else:
         if op is None:
             raise ParameterError("verify", "a kernel without op", "the operator it computes", 'Pass op="conv2d".')
@@ -98,8 +115,18 @@ def subject_of(
     for operator, function in functions.items():
         functions[operator] = _permuted(function, operator, layouts) if layouts else function
     return Subject(
-        name, functions, dtypes or ("float32",), _declared(supports), precision, layouts or {}, op, limits, source
-    )
+        name, functions, dtypes or ("float32",), _declared(supports), precision, layouts or {}, op, limits, source,
+        threads,
+        # An object that keeps what forward saw for backward serves one caller at a time.
+        reentrant=inspect.isclass(kernel) or not hasattr(kernel, "backward"),
+        checked=isinstance(kernel, kernels.Backend),
+    )  # fmt: skip
+
+
+def _cpu_threads(count: int) -> object:
+    from kernelproof.kernels.cpu.launch import on_threads
+
+    return on_threads(count)
 
 
 def _only(subject: Subject, op: str) -> Subject:

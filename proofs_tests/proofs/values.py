@@ -46,15 +46,18 @@ def _terms(problem: "Problem") -> int:
     return max(1, int(counted.max(initial=1)))
 
 
-def largest_whole(problem: "Problem") -> int:
-    """The greatest M such that sums of `terms` products of whole numbers up to M are exact in float32, in any order."""
-    room = 2 ** significand_bits("float32") // terms(problem)
+def largest_whole(problem: "Problem", counted: int | None = None) -> int:
+    """The greatest M such that sums of `terms` products of whole numbers up to M are exact in float32, in any order.
+
+    `counted` are the terms, where they are known.
+    """
+    room = 2 ** significand_bits("float32") // (counted or terms(problem))
     return max(1, min(math.isqrt(room), 2 ** operand_bits(problem)))
 
 
-def whole(problem: "Problem", generator: np.random.Generator) -> Arrays:
+def whole(problem: "Problem", generator: np.random.Generator, most: int | None = None) -> Arrays:
     """Uniform whole numbers, so small that every partial sum is exact: `terms * M * M <= 2**24`."""
-    most = largest_whole(problem)
+    most = most or largest_whole(problem)
     return _each(problem, lambda shape: generator.integers(-most, most + 1, shape))
 
 
@@ -163,7 +166,7 @@ def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
             buffer = np.full((*array.shape[:-1], 2 * array.shape[-1]), poison, array.dtype)
             buffer[..., ::2] = array
             return buffer[..., ::2]
-        case "transposed":
+        case "transposed" if array.ndim:
             return np.asfortranarray(array)
         case "channels_last" if array.ndim == 4:
             return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)

@@ -1,8 +1,9 @@
 """Prove a kernel or refute it: every law that applies, on drawn problems, shrunk to the smallest case that fails."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from kernelproof.spec import OPERATORS, ParameterError
@@ -15,7 +16,7 @@ from .report import Failure, Report, Result
 from .shape_algebra import THEOREMS, Theorem, prove
 from .subject import Subject, subject_of
 
-LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7")
+LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9")
 
 PROFILES = {"dev": 30, "ci": 100, "nightly": 2000}
 """Problems drawn for each law of each operator."""
@@ -32,6 +33,7 @@ def verify(
     supports: str | Callable[..., bool] | None = None,
     precision: str | None = None,
     layouts: Mapping[str, str] | None = None,
+    threads: Callable[[int], object] | None = None,
     time_limit: float | None = None,
     shard: str | None = None,
     cases: Iterable[Case] = (),
@@ -62,7 +64,11 @@ def verify(
         )
     if examples < 1:
         raise ParameterError("verify", f"examples={examples}", "at least 1", "Draw some problems.")
-    subject = subject_of(kernel, op, dtypes=dtypes, supports=supports, precision=precision, layouts=layouts)
+    subject = subject_of(
+        kernel, op, dtypes=dtypes, supports=supports, precision=precision, layouts=layouts, threads=threads
+    )
+    if level is not None and "L9" in levels:
+        subject = replace(subject, checked=True)
     work, broke, results = work_of(subject, levels, shard), known(cases, subject.name), []
     for theorem in (each for each in work if isinstance(each, Theorem)):
         results.append(proof_of(theorem))
@@ -80,7 +86,7 @@ def verify(
     return Report(subject.name, seed, examples, tuple(results), subject.declared, subject.source)
 
 
-def work_of(subject: Subject, levels: Iterable[str], shard: str | None = None) -> list[Theorem | tuple[str, str]]:
+def work_of(subject: Subject, levels: Iterable[str], shard: str | None = None) -> Sequence[Theorem | tuple[str, str]]:
     """What there is to decide about a subject, or a shard of it: theorems, then operators with the name of a law."""
     theorems = THEOREMS.values() if "L0" in levels and whole_table(subject) else ()
     laws = ((operator, law.name) for operator in subject.functions for law in laws_of(operator, levels))
@@ -127,4 +133,4 @@ def check(law: str, kernel: Any, problem: Problem, layouts: Mapping[str, str] | 
     if law not in LAWS:
         raise ParameterError("check", f"law {law!r}", f"one of {', '.join(LAWS)}", "Correct the name.")
     op = problem.op.name if hasattr(kernel, "backward") else problem.operator
-    LAWS[law].check(subject_of(kernel, op, layouts=layouts).functions[problem.operator], problem)
+    LAWS[law].check(subject_of(kernel, op, layouts=layouts).kernel(problem.operator), problem)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from kernelproof.proofs.bounds import rounding_bound
-from kernelproof.proofs.laws import compare
+from kernelproof.proofs.judging import compare
 from kernelproof.proofs.problems import Problem, problems
 from kernelproof.spec import OPS
 

@@ -1,0 +1,143 @@
+"""Laws of how a kernel behaves (L7, L8): call after call, thread beside thread, in its own memory."""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from kernelproof.spec import OPERATORS, UnsupportedError
+
+from .judging import Kernel, LawBroken, declared, evaluate, same_bits
+from .laws import Observation, law, within_bound
+from .memory import POISONS, Overrun, poisoned
+from .neighbours import neighbour
+from .problems import Problem
+
+THREADS = (1, 2, 3, os.cpu_count() or 1)
+"""The last number is what a kernel is left with whose declaration cannot be undone."""
+
+
+@law("L7", "real", list(OPERATORS))
+def gives_the_same_bits_again(kernel: Kernel, problem: Problem) -> Observation:
+    """The same call gives the same bits, whatever became of its result and of a neighbouring problem in between.
+
+    The neighbour differs in one thing (values, dtype, layout, batch, bias, one option), which no cache may overlook.
+    """
+    between = neighbour(problem, declared(kernel).supports)
+    arrays, others = problem.arrays(), between.arrays()
+    first = evaluate(kernel, problem, arrays)
+    kept = _copies(first)
+    after = evaluate(kernel, between, others)
+    _judge(between, others, after, f"called after another problem, {_change(problem, between)}")
+    kept_after = _copies(after)
+    same_bits(problem, kept, first, "once a later call was made")
+    for result in (*first, *after):
+        if result.flags.writeable and problem.op.name != "flatten":  # It may give a view of its input.
+            result[...] = -1  # A result is its caller's to change.
+    same_bits(problem, kept, evaluate(kernel, problem, arrays), "when the same call is made again")
+    same_bits(between, kept_after, evaluate(kernel, between, others), "when the same call is made again")
+    return Observation()
+
+
+@law("L7", "real", list(OPERATORS))
+def sees_that_its_inputs_have_changed(kernel: Kernel, problem: Problem) -> Observation:
+    """The same arrays with other values give the other values' result: nothing is remembered by identity or address."""
+    if problem.layout == "read_only":
+        problem = replace(problem, layout="contiguous")
+    arrays, changed = problem.arrays(), problem.redrawn(1)
+    evaluate(kernel, problem, arrays)
+    for name, values in changed.arrays().items():
+        arrays[name][...] = values
+    _judge(changed, arrays, evaluate(kernel, changed, arrays), "after the values in its arrays were changed")
+    return Observation()
+
+
+@law("L7", "real", list(OPERATORS), needs=lambda kernel: kernel.set_threads is not None)
+def gives_the_same_bits_on_any_number_of_threads(kernel: Kernel, problem: Problem) -> Observation:
+    """1, 2, 3 and all threads give the same bits. For kernels that declare how they are told the number."""
+    set_threads = declared(kernel).set_threads
+    if set_threads is None:
+        raise UnsupportedError(problem.operator, "a kernel without threads=", "how to tell it a number", "Declare it.")
+    arrays, once = problem.arrays(), ()
+    for count in THREADS:
+        with contextlib.ExitStack() as until_done:
+            told = set_threads(count)
+            if isinstance(told, contextlib.AbstractContextManager):
+                until_done.enter_context(told)
+            came = _copies(evaluate(kernel, problem, arrays))
+        same_bits(problem, once or came, came, f"on {count} threads")
+        once = once or came
+    return Observation()
+
+
+@law("L7", "real", list(OPERATORS), needs=lambda kernel: kernel.reentrant)
+def gives_the_same_bits_beside_other_calls(kernel: Kernel, problem: Problem) -> Observation:
+    """Threads that call at once, two with the same arrays, one with a neighbour's, get the bits they get alone."""
+    between = neighbour(problem, declared(kernel).supports)
+    calls = [(problem, problem.arrays()), (between, between.arrays())]
+    alone = [_copies(evaluate(kernel, *call)) for call in calls]
+    at_once = [0, 0, 1]
+    together = threading.Barrier(len(at_once))
+
+    def call(which: int) -> list[tuple[np.ndarray, ...]]:
+        together.wait()
+        return [evaluate(kernel, *calls[which]) for _ in range(2)]
+
+    with _switching_often(), ThreadPoolExecutor(len(at_once)) as threads:
+        came = list(threads.map(call, at_once))
+    for which, results in zip(at_once, came, strict=True):
+        for result in results:
+            same_bits(calls[which][0], alone[which], result, "beside calls of other threads")
+    return Observation()
+
+
+@law("L8", "real", list(OPERATORS))
+def touches_no_memory_but_its_own(kernel: Kernel, problem: Problem) -> Observation:
+    """The same bits whatever unwritten memory holds, and nothing written beside an array.
+
+    For the memory that numpy allocates, the inputs' included: it is poisoned, and fenced on both sides.
+    """
+    right = _copies(evaluate(kernel, problem, problem.arrays()))
+    for poison in POISONS:
+        try:
+            with poisoned(poison):
+                came = evaluate(kernel, problem, problem.arrays())
+        except Overrun as overrun:
+            raise LawBroken(f"{problem.operator}: something was written {overrun}", problem) from None
+        same_bits(problem, right, came, f"where unwritten memory is filled with {poison:#x}")
+    return Observation()
+
+
+def _copies(results: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(result.copy() for result in results)
+
+
+def _judge(problem: Problem, arrays: dict[str, np.ndarray], came: tuple[np.ndarray, ...], when: str) -> None:
+    try:
+        within_bound(problem, arrays, came)
+    except LawBroken as broken:
+        raise LawBroken(f"{broken}, {when}", problem, broken.index, **broken.values) from None
+
+
+def _change(problem: Problem, other: Problem) -> str:
+    """What a neighbour has changed, in words."""
+    was = {"dtype": problem.dtype, "layout": problem.layout, **problem.options, **problem.shapes}
+    now = {"dtype": other.dtype, "layout": other.layout, **other.options, **other.shapes}
+    names = [name for name in was | now if was.get(name) != now.get(name)]
+    return " and ".join(f"{name} {was.get(name)} then, {now.get(name)} now" for name in names) or "other values"
+
+
+@contextlib.contextmanager
+def _switching_often() -> Iterator[None]:
+    """Python changes threads as often as it can: small problems would else be done before another thread begins."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

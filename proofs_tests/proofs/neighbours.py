@@ -1,0 +1,83 @@
+"""Problems one step from another: what a cache must tell apart if it is not to answer for the wrong one."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kernelproof.spec import Window
+
+from .problems import LAYOUTS, Problem
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def neighbour(problem: Problem, supports: Callable[[Problem], bool] = lambda problem: True) -> Problem:
+    """The problem with one thing changed, chosen by its seed among those that are legal and supported.
+
+    Other values if there is nothing else to change: the same shapes, dtype and options, so the hardest to tell apart.
+    """
+    values = problem.redrawn(1)
+    others = [values, *(each for each in _near(values) if _legal(each) and supports(each))]
+    return others[problem.seed % len(others)]
+
+
+def resized(problem: Problem, shapes: Shapes, **options: Any) -> Problem:
+    """The problem whose forward arrays have these shapes and whose options these values."""
+    options = problem.options | options
+    first = next(iter(shapes.values()))
+    match problem.op.name:
+        case "conv2d" | "max_pool2d":
+            geometry = {name: value for name, value in options.items() if name not in ("groups", "return_indices")}
+            window = Window(geometry.pop("kernel_size", None) or shapes["weight"][2:], **geometry)
+            output = (first[0], shapes.get("weight", first[1:])[0], window.p(first), window.q(first))
+        case "linear":
+            output = (first[0], shapes["weight"][0])
+        case "flatten":
+            output = (first[0], math.prod(first[1:]))
+        case "cross_entropy":
+            output = ()
+        case _:
+            output = first
+    return replace(problem, shapes=dict(shapes), options=options, output=output)
+
+
+def _near(problem: Problem) -> Iterator[Problem]:
+    """Every problem one step away, legal or not."""
+    shapes, options = problem.shapes, problem.options
+    yield replace(problem, dtype="float64" if problem.dtype == "float32" else "float32")
+    yield replace(problem, layout=LAYOUTS[(LAYOUTS.index(problem.layout) + 1) % len(LAYOUTS)])
+    if problem.output or problem.op.name == "cross_entropy":
+        batched = {name: (size + 1, *rest) for name, (size, *rest) in shapes.items() if name not in ("weight", "bias")}
+        yield resized(problem, {**shapes, **batched})
+    if "weight" in shapes:
+        without = {name: shape for name, shape in shapes.items() if name != "bias"}
+        yield resized(problem, without if "bias" in shapes else {**shapes, "bias": shapes["weight"][:1]})
+    if "stride" in options:
+        (down, right), ((top, bottom), sides) = options["stride"], options["padding"]
+        yield resized(problem, shapes, stride=(right, down) if down != right else (down + 1, right))
+        yield resized(problem, shapes, padding=((bottom, top) if top != bottom else (top + 1, bottom), sides))
+        yield resized(problem, shapes, dilation=options["dilation"][::-1])
+    if options.get("groups", 1) > 1:
+        k, c, *taps = shapes["weight"]
+        yield resized(problem, {**shapes, "weight": (k, c * options["groups"], *taps)}, groups=1)
+    for name in ("ceil_mode", "return_indices"):
+        if name in options:
+            yield resized(problem, shapes, **{name: not options[name]})
+    for name in ("learning_rate", "momentum"):
+        if name in options:
+            yield resized(problem, shapes, **{name: options[name] + 1})
+
+
+def _legal(problem: Problem) -> bool:
+    """Whether the specification takes a call of these shapes and options."""
+    try:
+        problem.call(problem.spec.door, {
+            name: np.broadcast_to(np.zeros((), np.int64 if name == "target" else problem.dtype), shape)
+            for name, shape in problem.array_shapes.items()
+        })  # fmt: skip
+    except ValueError:  # The door's refusal, or numpy's of the negative size that a window too large would give.
+        return False
+    return True
