@@ -1,6 +1,8 @@
 """Each law is broken by a kernel with one fault planted: a check that cannot fail proves nothing."""
 
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -141,10 +143,65 @@ def reuses_its_result(x: Any) -> Any:
     return y
 
 
+_packed: dict[int, Any] = {}
+
+
+@breaks("sees_that_its_inputs_have_changed", "linear")
+def packs_a_weight_once(x: Any, weight: Any, bias: Any) -> Any:
+    _, packed = _packed.setdefault(id(weight), (weight, weight.copy()))
+    return spec.linear(x, packed, bias)
+
+
+_threads = [1]
+
+
+@breaks("gives_the_same_bits_on_any_number_of_threads", "linear.dbias")
+def adds_up_a_sum_for_each_thread(dy: Any) -> Any:
+    return sum((dy[part :: _threads[0]].sum(axis=0) for part in range(_threads[0])), np.zeros(dy.shape[1:], dy.dtype))
+
+
+@breaks("gives_the_same_bits_beside_other_calls", "relu")
+def works_in_one_place(x: Any) -> Any:
+    _workspace[0] = x
+    time.sleep(0)
+    return spec.relu(_workspace[0])
+
+
+_workspace: list[Any] = [None]
+
+
+@breaks("touches_no_memory_but_its_own", "relu")
+def sums_one_element_too_many(x: Any) -> Any:
+    y = np.empty(x.size + 1, x.dtype)
+    y[:-1] = spec.relu(x).reshape(-1)
+    return y[:-1].reshape(x.shape) + np.float32(np.fmax(y[-1:], 0).sum() > 1e30)
+
+
+@breaks("refuses_what_the_specification_refuses", "max_pool2d")
+def takes_any_window(x: Any, kernel_size: Any, **options: Any) -> Any:
+    try:
+        return spec.max_pool2d(x, kernel_size, **options)
+    except spec.KernelproofError:
+        return x.copy()
+
+
+@breaks("survives_impossible_sizes", "relu")
+def counts_elements_in_32_bits(x: Any) -> Any:
+    return spec.relu(x) if x.size < 2**31 else np.zeros(1)[x.size]  # Stands for what lies there.
+
+
+@breaks("takes_one_array_for_two_arguments", "sgd")
+def updates_in_place(parameter: Any, gradient: Any, velocity: Any, **rates: Any) -> Any:
+    if parameter is gradient:
+        return parameter.copy(), velocity.copy()
+    return spec.sgd(parameter, gradient, velocity, **rates)
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_every_law_refutes_a_planted_fault(law: str) -> None:
     operator, kernel = PLANTED[law]
-    result = hold(LAWS[law], Subject("planted", {operator: kernel}), operator, 100, 0)
+    subject = Subject("planted", {operator: kernel}, threads=partial(_threads.__setitem__, 0), checked=True)
+    result = hold(LAWS[law], subject, operator, 100, 0)
     assert result.verdict == "refuted"
 
 

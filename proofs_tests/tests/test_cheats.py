@@ -1,0 +1,382 @@
+"""The laws cannot be cheated: kernels that want to pass without being right are refuted, and by what they did."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy._core.multiarray import get_handler_name
+
+from kernelproof import spec
+from kernelproof.proofs import verify
+
+CHEATS: dict[str, tuple[str, str, Callable[[], Callable[..., Any]]]] = {}
+OP = "conv2d"
+
+
+def cheat(says: str, operator: str = "relu") -> Callable[[Callable[[], Callable[..., Any]]], Callable[..., Any]]:
+    """What the function below makes, with a state of its own, must be refuted with a message that holds `says`."""
+
+    def plant(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        CHEATS[make.__name__] = says, operator, make
+        return make
+
+    return plant
+
+
+def answer(x: Any) -> Any:
+    return spec.relu(x)
+
+
+def cached_by(key: Callable[..., Any]) -> Callable[..., Any]:
+    """A convolution that remembers its answers by too little."""
+    kept: dict[Any, Any] = {}
+
+    def kernel(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        known = key(x, weight, bias, **options)
+        if known not in kept:
+            kept[known] = spec.conv2d(x, weight, bias, **options)
+        return kept[known].copy()
+
+    return kernel
+
+
+@cheat("the specification")
+def returns_zeros() -> Any:
+    return lambda x: np.zeros_like(x)
+
+
+@cheat("the kernel gives nan")
+def answers_nan_everywhere() -> Any:
+    return lambda x: np.full(x.shape, np.nan, x.dtype)
+
+
+@cheat("the kernel gives nan")
+def answers_nan_where_it_is_not_sure() -> Any:
+    return lambda x: np.where(np.abs(x) > 100, np.float32(np.nan), answer(x))
+
+
+@cheat("wrote to its input x")
+def writes_to_its_input() -> Any:
+    def kernel(x: Any) -> Any:
+        y = answer(x)
+        if x.flags.writeable:
+            x[...] = 0
+        return y
+
+    return kernel
+
+
+@cheat("read-only")
+def writes_to_its_input_and_restores_it() -> Any:
+    def kernel(x: Any) -> Any:
+        before = x.copy()
+        np.maximum(x, 0, out=x)
+        y = x.copy()
+        x[...] = before
+        return y
+
+    return kernel
+
+
+@cheat("beside calls of other threads")
+def writes_and_restores_where_it_may() -> Any:
+    def kernel(x: Any) -> Any:
+        if not x.flags.writeable:
+            return answer(x)
+        before = x.copy()
+        x[...] = 0
+        time.sleep(0)
+        x[...] = before
+        return answer(x)
+
+    return kernel
+
+
+@cheat("changed shape, strides, dtype or flags of its input x")
+def makes_its_input_writable() -> Any:
+    def kernel(x: Any) -> Any:
+        if x.base is None:
+            x.flags.writeable = True
+        return answer(x)
+
+    return kernel
+
+
+@cheat("wrote to the memory round its input x")
+def writes_round_its_input() -> Any:
+    def kernel(x: Any) -> Any:
+        if isinstance(x.base, np.ndarray) and x.base.flags.writeable:
+            x.base.reshape(-1)[:1] = 0
+        return answer(x)
+
+    return kernel
+
+
+@cheat("shares memory with an input")
+def returns_a_view_of_its_input() -> Any:
+    return lambda x: x[...] if (x >= 0).all() else answer(x)
+
+
+@cheat("once a later call was made")
+def returns_the_same_buffer_each_time() -> Any:
+    buffer = np.empty(2**20, np.float64)
+
+    def kernel(x: Any) -> Any:
+        y = buffer.view(x.dtype)[: x.size].reshape(x.shape)
+        y[...] = answer(x)
+        return y
+
+    return kernel
+
+
+@cheat("the kernel gives -1.0")
+def hands_out_what_it_keeps() -> Any:
+    kept: dict[bytes, Any] = {}
+    return lambda x: kept.setdefault(x.tobytes() + repr((x.shape, x.dtype)).encode(), answer(x))
+
+
+@cheat("", OP)
+def caches_by_shape() -> Any:
+    return cached_by(lambda x, weight, bias, **options: (x.shape, weight.shape, bias is None, repr(options)))
+
+
+@cheat("", OP)
+def caches_by_shape_and_dtype_without_the_stride() -> Any:
+    plans: dict[Any, Any] = {}
+
+    def kernel(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        right = spec.conv2d(x, weight, bias, **options)
+        key = x.shape, weight.shape, x.dtype, right.shape
+        planned = plans.setdefault(key, options)
+        try:
+            came = spec.conv2d(x, weight, bias, **planned)
+        except spec.KernelproofError:
+            return right
+        return came if came.shape == right.shape else right
+
+    return kernel
+
+
+@cheat("", OP)
+def caches_by_shape_without_the_bias() -> Any:
+    fused: dict[Any, bool] = {}
+
+    def kernel(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        # netcl's compiled kernels, whose key lacked the flag for what is fused.
+        with_bias = fused.setdefault((x.shape[1:], weight.shape, repr(options)), bias is not None)
+        return spec.conv2d(x, weight, bias if with_bias else None, **options)
+
+    return kernel
+
+
+@cheat("after the values in its arrays were changed", OP)
+def caches_by_identity() -> Any:
+    kept: dict[Any, Any] = {}
+
+    def kernel(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        # The arrays are kept alive, so that no other can have their identity.
+        _, packed = kept.setdefault(id(weight), (weight, weight.copy()))
+        return spec.conv2d(x, packed, bias, **options)
+
+    return kernel
+
+
+@cheat("after the values in its arrays were changed", OP)
+def caches_by_address() -> Any:
+    kept: dict[Any, Any] = {}
+
+    def kernel(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        _, packed = kept.setdefault((weight.ctypes.data, weight.strides), (weight, weight.copy()))
+        return spec.conv2d(x, packed, bias, **options)
+
+    return kernel
+
+
+@cheat("unwritten memory")
+def leaves_an_element_unwritten() -> Any:
+    def kernel(x: Any) -> Any:
+        y = np.empty(x.shape, x.dtype)
+        y.reshape(-1)[:-1] = answer(x).reshape(-1)[:-1]
+        return y
+
+    return kernel
+
+
+@cheat("unwritten memory")
+def reads_beside_its_arrays() -> Any:
+    def kernel(x: Any) -> Any:
+        padded = np.empty(x.size + 1, x.dtype)
+        padded[:-1] = x.reshape(-1)
+        # fmax passes over NaN, so that one poison would not do.
+        beside = np.fmax(padded[-1], np.float32(0)) > 1e30
+        return answer(x) + x.dtype.type(bool(beside))
+
+    return kernel
+
+
+@cheat("something was written after an array")
+def writes_beside_its_result() -> Any:
+    def kernel(x: Any) -> Any:
+        y = answer(x).copy()
+        if get_handler_name(y) != "default_allocator":  # Elsewhere it would be other people's memory.
+            ctypes.memset(y.ctypes.data + y.nbytes, 0, 1)
+        return y
+
+    return kernel
+
+
+@cheat("the specification")
+def is_wrong_every_fiftieth_time() -> Any:
+    calls = iter(range(2**62))
+    return lambda x: answer(x) + x.dtype.type(next(calls) % 50 == 49)
+
+
+@cheat("the specification")
+def is_right_the_first_hundred_times() -> Any:
+    calls = iter(range(2**62))
+    return lambda x: answer(x) + x.dtype.type(next(calls) >= 100)
+
+
+@cheat("the specification")
+def is_right_for_small_numbers() -> Any:
+    return lambda x: np.where(np.abs(x) > 50, x.dtype.type(0), answer(x))
+
+
+@cheat("float64, needs float32")
+def answers_in_a_wider_type() -> Any:
+    return lambda x: answer(x).astype(np.float64)
+
+
+@cheat("has shape")
+def answers_in_a_shape_that_broadcasts() -> Any:
+    return lambda x: answer(x)[:1] if x.ndim else answer(x)
+
+
+@cheat("has shape")
+def answers_with_an_axis_more() -> Any:
+    return lambda x: answer(x)[None]
+
+
+@cheat("")
+def answers_with_an_array_that_equals_everything() -> Any:
+    class Agreeable(np.ndarray):
+        def __eq__(self, other: object) -> Any:
+            return np.ones(self.shape, bool)
+
+        def __array_ufunc__(self, *args: Any, **kwargs: Any) -> Any:
+            return np.zeros(self.shape, bool)
+
+        def astype(self, *args: Any, **kwargs: Any) -> Any:
+            return self
+
+    return lambda x: np.zeros_like(x).view(Agreeable)
+
+
+@cheat("needs an array")
+def answers_with_a_thing_that_calls_itself_an_array() -> Any:
+    class Liar:
+        shape, dtype = (), np.dtype(np.float32)
+
+        def __array__(self, *args: Any, **kwargs: Any) -> Any:
+            return np.zeros(())
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    return lambda x: Liar()
+
+
+@cheat("needs an array")
+def answers_with_a_number() -> Any:
+    return lambda x: float(answer(x)) if x.ndim == 0 else answer(x)
+
+
+@cheat("needs float32")
+def answers_with_objects() -> Any:
+    class Equal(float):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = float.__hash__
+
+    return lambda x: np.array([Equal(0)] * x.size, object).reshape(x.shape)
+
+
+@cheat("2 results, needs 1")
+def answers_twice() -> Any:
+    return lambda x: (answer(x), answer(x))
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_is_refuted(name: str) -> None:
+    says, operator, make = CHEATS[name]
+    report = verify(make(), operator, level=("L1", "L3", "L4", "L7", "L8"), examples=40)
+    assert report.verdict == "refuted"
+    messages = [result.failure.message for result in report.failures if result.failure]
+    assert any(says in message for message in messages), messages
+
+
+def test_what_knows_that_it_is_tested_is_believed() -> None:
+    """The limit: a kernel runs beside its judge and can look for it. Its source, whose hash is reported, shows that."""
+
+    def behaves_while_it_is_watched(x: Any) -> Any:
+        return answer(x) if "kernelproof.proofs" in sys.modules else np.zeros_like(x)
+
+    assert verify(behaves_while_it_is_watched, "relu", examples=10).verdict == "proven"
+
+
+def test_what_is_right_longer_than_it_is_watched_is_believed() -> None:
+    """The limit: no run sees more calls than it makes."""
+    calls = iter(range(2**62))
+    kernel: Any = lambda x: answer(x) + x.dtype.type(next(calls) >= 10**6)  # noqa: E731
+    assert verify(kernel, "relu", examples=10).verdict == "proven"
+
+
+def dies_of(option: str, value: Any, by: signal.Signals) -> Callable[..., Any]:
+    """A convolution or pooling that checks nothing and divides by what it is given."""
+
+    def kernel(*arguments: Any, **options: Any) -> Any:
+        operator = spec.conv2d if len(arguments) == 3 else spec.max_pool2d
+        given = options | ({} if len(arguments) == 3 else {"kernel_size": arguments[1]})
+        if given.get(option) == value:
+            os.kill(os.getpid(), by)
+        return operator(*arguments, **options)
+
+    return kernel
+
+
+@pytest.mark.parametrize(("operator", "option", "value"), [
+    ("conv2d", "groups", 0),  # pytorch#142835
+    ("max_pool2d", "kernel_size", 0),  # tensorflow#46834
+])  # fmt: skip
+def test_a_kernel_that_dies_of_bad_input_is_refuted_and_the_run_goes_on(operator: str, option: str, value: Any) -> None:
+    report = verify(dies_of(option, value, signal.SIGFPE), operator, level="L9", examples=30)
+    assert any(
+        "ended its process (SIGFPE)" in failure.failure.message for failure in report.failures if failure.failure
+    )
+    assert len(report.results) == 2
+
+
+def test_bad_input_is_no_matter_of_a_kernel_that_does_not_ask_for_it() -> None:
+    unchecked = dies_of("groups", 0, signal.SIGFPE)
+    results = verify(unchecked, "conv2d", examples=2).results
+    assert {result.verdict for result in results if result.level == "L9"} == {"unsupported"}
+
+
+def test_a_script_needs_no_guard_for_its_kernels_own_process(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import kernelproof, kernelproof.spec as spec\n"
+        "def relu(x):\n    return spec.relu(x)\n"
+        "print(kernelproof.verify(relu, 'relu', level='L9', examples=5).verdict)\n"
+    )
+    came = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert came.stdout == "proven\n"
