@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint certify clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -23,6 +23,9 @@ lint: $(VENV)/dev
 	@$(BIN)/ruff check .
 	@echo "== types"
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+certify: $(VENV)/dev  ## Prove the CPU kernels anew and keep the certificate that is shipped with them
+	@$(BIN)/kernelproof verify --backend cpu --certificate kernels/certificates/cpu.json
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) build dist kernelproof-demo

@@ -20,7 +20,7 @@ BackendName: TypeAlias = Literal["cpu", "cuda"]
 AdapterName: TypeAlias = Literal["torch", "onnxruntime", "onnx.reference", "jax", "tinygrad"]
 Level: TypeAlias = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9"]
 
-PROVEN, REFUTED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+PROVEN, REFUTED, WRONG_USAGE, NOTHING_CHECKED, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = App(name="kernelproof", help="The reference standard for CNN operators: specifications, proven kernels, proofs.")
 screen = Console(highlight=False, soft_wrap=True)
@@ -175,7 +175,7 @@ def verify(
     for path in save(report, cases):
         console.print(f"Saved; to try it again: kernelproof replay {path}", markup=False)
     if json is not None:
-        _write_json(report.as_json(), json)
+        write_json(report.as_json(), json)
     for path in write_reports(report, html=html, junit=junit, markdown=markdown, certificate=certificate):
         console.print(f"Written: {path}", markup=False)
     return report.exit_status
@@ -190,6 +190,11 @@ app.command(
 
 app.command(
     "kernelproof.scoreboard_command:board", name="scoreboard", help="Hold everybody's operators to the laws: a table."
+)
+app.command(
+    "kernelproof.exhaust_command:run",
+    name="exhaust",
+    help="Hold a kernel to the exact law on every configuration of its operator up to a size.",
 )
 app.command("kernelproof.replay_command:replay", help="Rerun saved cases against the kernels as they are now.")
 
@@ -332,7 +337,7 @@ def summary(
 
 @app.command
 def info(*, json: bool = False) -> None:
-    """Show versions, CPU threads and GPU: what to send along with a report.
+    """Show versions, CPU threads, GPU and the kernels' certificates: what to send along with a report.
 
     Parameters
     ----------
@@ -385,7 +390,7 @@ def _chain(model: str, config: CNN2Config) -> SpecChain:
     return chain
 
 
-def _write_json(data: dict[str, Any], path: Path) -> None:
+def write_json(data: dict[str, Any], path: Path) -> None:
     text = json_format.dumps(data, indent=2)
     if str(path) == "-":
         print(text)

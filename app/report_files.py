@@ -2,11 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from kernelproof.models.host import write_whole
 from kernelproof.proofs import Report, certificate, render
-from kernelproof.spec import ParameterError
 
 from .command_line import PROVEN, REFUTED, imported, screen
 from .report_page import report_page
@@ -43,7 +41,7 @@ def check_certificate(file: Path, *, again: bool = False) -> int:
     again
         Repeat the proof too, with the same seed and number of problems.
     """
-    held = _read(file)
+    held = certificate.read(file.read_text())
     name: str = held["kernel"]
     subject = certificate.certified(held, imported(name, "check-certificate", "kernel") if ":" in name else name)
     changed = certificate.differences(held, subject)
@@ -60,13 +58,3 @@ def check_certificate(file: Path, *, again: bool = False) -> int:
         report = certificate.again(held, subject, progress=progress)
     show_report(screen, report)
     return REFUTED if changed else report.exit_status
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(file.read_text())
-    except ValueError as error:
-        raise ParameterError("check-certificate", f"{file}: {error}", "a certificate", "Name another file.") from error
-    if not isinstance(held, dict):
-        raise ParameterError("check-certificate", f"{file}: no object", "a certificate", "Name another file.")
-    return held

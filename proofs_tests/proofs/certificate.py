@@ -3,6 +3,7 @@
 A certificate is no signature. It says what to repeat, and `verify` repeats it with the same seed.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,16 +58,22 @@ def _held(result: Result) -> dict[str, Any]:
     }
 
 
-def certified(held: Mapping[str, Any], kernel: Any) -> Subject:
-    """The subject that a certificate speaks of, as it is now; `kernel` is what its name stands for.
+def read(text: str) -> dict[str, Any]:
+    """The certificate that a file holds; raises ParameterError for anything else, and for another schema."""
+    try:
+        held = json.loads(text)
+        schema = held["schema"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ParameterError("certificate", f"{error!r}", "a certificate", "Name another file.") from error
+    if schema != SCHEMA:
+        raise ParameterError("certificate", f"schema {schema!r}", repr(SCHEMA), "Write it anew with verify.")
+    return held
 
-    Raises ParameterError for a file that is no certificate, or of a schema that this version does not read.
-    """
-    if held.get("schema") != SCHEMA:
-        raise ParameterError(
-            "certificate", f"schema {held.get('schema')!r}", repr(SCHEMA), "Write it anew with verify --certificate."
-        )
-    return subject_of(kernel, name=held["kernel"], **_declaration(held))
+
+def certified(held: Mapping[str, Any], kernel: Any) -> Subject:
+    """The subject that a certificate speaks of, as it is now; `kernel` is what its name stands for."""
+    declared = held["declared"]
+    return subject_of(kernel, name=held["kernel"], **{**declared, "dtypes": tuple(declared["dtypes"])})
 
 
 def differences(held: Mapping[str, Any], subject: Subject) -> list[str]:
@@ -88,7 +95,3 @@ def differences(held: Mapping[str, Any], subject: Subject) -> list[str]:
 def again(held: Mapping[str, Any], subject: Subject, **how: Any) -> Report:
     """The proof repeated on the source there is now, with the certificate's seed and number of problems."""
     return verify(subject, examples=held["examples"], seed=held["seed"], **how)
-
-
-def _declaration(held: Mapping[str, Any]) -> dict[str, Any]:
-    return {**held["declared"], "dtypes": tuple(held["declared"]["dtypes"])}

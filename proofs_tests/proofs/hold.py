@@ -34,7 +34,7 @@ PATIENCE = 20
 
 
 WIDEST = 4096
-"""Elements of the largest failing result whose differences are kept: a picture, beside the smallest case."""
+"""Elements of the largest failing result whose differences are kept as a picture, beside the smallest case."""
 
 
 def directly(subject: Subject) -> Check:
@@ -82,7 +82,7 @@ class _Run:
             return
         except LawBroken as broken:
             self.broken = broken
-            if self.widest is None or _width(self.widest) < _width(broken) <= WIDEST:
+            if self.widest is None or _picture(self.widest) < _picture(broken):
                 self.widest = broken
             raise
         self.cases += not seen.vacuous
@@ -158,9 +158,11 @@ def hold(
     )
 
 
-def _width(broken: LawBroken) -> int:
-    """Elements of the result in which the differences are known."""
-    return math.prod(broken.values["differences"].shape) if "differences" in broken.values else 0
+def _picture(broken: LawBroken) -> tuple[bool, int]:
+    """How much the differences show: first of all where the result is right, then in how many elements."""
+    differences = broken.values.get("differences")
+    size = math.prod(differences.shape) if differences else 0
+    return (False, 0) if not differences or size > WIDEST else (differences.count < size, size)
 
 
 def _draw(strategy: SearchStrategy[Problem], check: Callable[[Problem], None], examples: int, seed: int) -> None:
