@@ -2,6 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from kernelproof.models.host import write_whole
 from kernelproof.proofs import Report, certificate, render
@@ -29,7 +32,7 @@ def write_reports(report: Report, **files: Path | None) -> list[Path]:
     return written
 
 
-def check_certificate(file: Path, *, again: bool = False) -> int:
+def check_certificate(file: Path, *, again: Annotated[bool, Parameter(negative=())] = False) -> int:
     """Check a certificate against the kernel's and specification's present source.
 
     Exit status: 0 it holds, 1 something has changed or is refuted, 2 wrong usage.
