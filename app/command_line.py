@@ -4,12 +4,14 @@ import importlib
 import json as json_format
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import cyclopts
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.markup import escape
 
 from kernelproof.models import CNN2Config, TrainConfig, cnn_with_relu_spec
 from kernelproof.models.host import write_whole
@@ -20,30 +22,44 @@ BackendName: TypeAlias = Literal["cpu", "cuda"]
 AdapterName: TypeAlias = Literal["torch", "onnxruntime", "onnx.reference", "jax", "tinygrad"]
 Level: TypeAlias = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9"]
 
-PROVEN, REFUTED, WRONG_USAGE, NOTHING_CHECKED, INTERRUPTED = 0, 1, 2, 3, 130
+PROVEN, REFUTED, WRONG_USAGE, NOTHING_CHECKED = 0, 1, 2, 3
 
-app = App(name="kernelproof", help="The reference standard for CNN operators: specifications, proven kernels, proofs.")
-screen = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+app = App(
+    name="kernelproof",
+    help="The reference standard for CNN operators: specifications, proven kernels, proofs.",
+    suppress_keyboard_interrupt=False,  # kernelproof.__main__ hears it.
+)
+screen = Console(highlight=False, soft_wrap=True, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
-def main() -> None:
-    """Run one command. Exit status: 0 done or proven, 1 refuted, 2 wrong usage, 3 nothing checked, 130 interrupted."""
+def run() -> int:
+    """Run one command. Exit status: 0 done or proven, 1 refuted, 2 wrong usage, 3 nothing checked."""
+    # Not in the caller's folder.
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "kernelproof-hypothesis"))
     try:
         status = app(exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        errors.print(f"[red]kernelproof:[/] {error}\nSee: kernelproof --help", markup=True)
-        sys.exit(WRONG_USAGE)
+        errors.print(f"[red]kernelproof:[/] {escape(str(error))}\nSee: kernelproof --help")
+        return WRONG_USAGE
     except KernelproofError as error:
         errors.print(str(error), markup=False, style="red")
-        sys.exit(WRONG_USAGE)
+        return WRONG_USAGE
+    except BrokenPipeError:
+        # Whoever read the output has what it wanted; Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PROVEN
     except OSError as error:
         errors.print(f"kernelproof: {error}", markup=False)
-        sys.exit(WRONG_USAGE)
-    except KeyboardInterrupt:
-        errors.print("kernelproof: interrupted; nothing half-written was left behind.")
-        sys.exit(INTERRUPTED)
-    sys.exit(status if isinstance(status, int) else PROVEN)
+        return WRONG_USAGE
+    return status if isinstance(status, int) else PROVEN
+
+
+def _check_writable(command: str, *paths: Path | None) -> None:
+    """Every file can be written, before any work; raises ParameterError."""
+    for path in paths:
+        if path is not None and str(path) != "-" and not os.access(path.absolute().parent, os.W_OK):
+            raise ParameterError(command, f"file {str(path)!r}", "a folder that can be written to", "Make its folder.")
 
 
 @app.command
@@ -150,6 +166,7 @@ def verify(
     from .report_files import write_reports
     from .terminal import show_report, watched
 
+    _check_writable("verify", json, html, junit, markdown, certificate)
     to_stdout = json is not None and str(json) == "-"
     console = errors if to_stdout else screen
     own = kernel is None and backend in get_args(BackendName)
@@ -242,6 +259,7 @@ def train(
 
     from .terminal import trained
 
+    _check_writable("train", out)
     config = TrainConfig(epochs, batch_size, learning_rate, momentum, seed)
     chain = _chain(model, CNN2Config(c1=c1, c2=c2, image_size=8)).compile(backend)
     learning, held_out = load_digits().split(seed=seed)
@@ -288,6 +306,7 @@ def export(
     """
     from kernelproof.models import load_checkpoint
 
+    _check_writable("export", out)
     chain = _chain(model, CNN2Config(c1=c1, c2=c2, out_dim=out_dim, image_size=image_size))
     own = chain.initialise(seed) if parameters is None else load_checkpoint(chain, parameters)
     chain.to_onnx(own, out)

@@ -1,5 +1,6 @@
 """The main job: kernels proven, gradients checked exactly, CNN2 trained on real digits, exported, compared, shown."""
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from kernelproof.proofs import Report, verify
 from kernelproof.proofs.chain_bound import chain_bound
 from kernelproof.proofs.exact_gradient import exact_gradient, rational
 from kernelproof.proofs.subject import subject_of
-from kernelproof.spec import SpecChain
+from kernelproof.spec import SpecChain, UnsupportedError
 from kernelproof.spec.parameters import Parameters
 
 from .page import page
@@ -57,7 +58,12 @@ class Outcome:
 
 
 def run(out: Path, seed: int, epochs: int, screen: Console) -> int:
-    """Do the main job and say what was proven; exit status 1 if anything was refuted."""
+    """Do the main job and say what was proven; exit status 1 if anything was refuted. Raises UnsupportedError."""
+    if missing := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise UnsupportedError(
+            "demo", f"no {' and no '.join(missing)} in this environment", "the extra kernelproof[onnx]",
+            "Install it: pip install 'kernelproof[onnx]'.",
+        )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     cpu = backend("cpu")
     screen.rule("1  the CPU kernels against their specifications", align="left")

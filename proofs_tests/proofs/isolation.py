@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -66,7 +67,8 @@ class Isolated:
         """Send the problem and wait for an answer; `hung` afterwards if none came."""
         if self._process is None or not self._process.is_alive():
             self._start()
-        self._connection.send((law.name, problem))
+        with contextlib.suppress(BrokenPipeError):  # The child is dead: the answer will not come, and tells.
+            self._connection.send((law.name, problem))
         if not self._connection.poll(self._time_limit):
             self._end()
             self.hung = problem
@@ -77,6 +79,9 @@ class Isolated:
         with _as_no_daemon(), _as_no_script():
             self._process.start()
         theirs.close()
+        # Starting is not the kernel's time.
+        with contextlib.suppress(EOFError):
+            self._connection.recv()
 
     def _end(self) -> None:
         if self._process is not None:
@@ -117,7 +122,10 @@ def _serve(pickled: bytes, connection: Connection) -> None:
     import warnings
 
     warnings.simplefilter("ignore", RuntimeWarning)
+    # What the kernel prints is no part of a report on standard output.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     subject = cloudpickle.loads(pickled)
+    connection.send("ready")
     while True:
         try:
             law, problem = connection.recv()

@@ -62,6 +62,8 @@ def verify(
         raise ParameterError(
             "verify", f"level {sorted(levels - set(LEVELS))}", f"some of {', '.join(LEVELS)}", "Choose."
         )
+    if time_limit is not None and time_limit <= 0:
+        raise ParameterError("verify", f"time_limit={time_limit}", "more than 0 seconds", "Give a check some time.")
     if examples < 1:
         raise ParameterError("verify", f"examples={examples}", "at least 1", "Draw some problems.")
     subject = subject_of(

@@ -1,0 +1,82 @@
+"""The command line: exit statuses, refusals before work, machine-readable output, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "kernelproof"]
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_a_proven_operator_exits_with_0() -> None:
+    result = run("verify", "--op", "flatten", "--level", "L1", "--examples", "5")
+    assert (result.returncode, "cpu: proven" in result.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["verify", "--op", "conv3d"], "conv3d"),
+        (["verify", "nowhere:conv2d", "--op", "conv2d"], "nowhere"),
+        (["verify", "json:absent", "--op", "conv2d"], "absent"),
+        (["verify", "json:dumps"], "Pass op="),
+        (["verify", "--level", "L99"], "--level"),
+        (["verify", "--examples", "0"], "examples=0"),
+        (["verify", "json:dumps", "--op", "relu", "--time-limit", "0"], "time_limit=0"),
+        (["verify", "--json", "/nowhere/at/all.json"], "/nowhere/at/all.json"),
+        (["train", "cnn2", "/nowhere/cnn2.safetensors"], "/nowhere/cnn2.safetensors"),
+        (["export", "cnn3", "cnn3.onnx"], "cnn3"),
+        (["summary", "--c1", "0"], "c1=0"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments: list[str], told: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_standard_output_is_json_whatever_the_kernel_prints(tmp_path: Path) -> None:
+    (tmp_path / "talkative.py").write_text(
+        "from kernelproof import spec\n\ndef relu(x):\n    print('hello')\n    return spec.relu(x)\n"
+    )
+    result = run(
+        "verify", "talkative:relu", "--op", "relu", "--level", "L1", "--examples", "5", "--json", "-", cwd=tmp_path
+    )
+    assert json.loads(result.stdout)["verdict"] == "proven"
+
+
+def test_summary_and_info_are_readable_by_programs() -> None:
+    shapes = json.loads(run("summary", "--image-size", "8", "--json").stdout)["shapes"]
+    assert shapes["conv1"] == ["n", 32, 8, 8]
+    assert json.loads(run("info", "--json").stdout)["threads"] >= 1
+
+
+@pytest.mark.parametrize("seconds", [0.05, 3])
+@pytest.mark.parametrize("arguments", [["verify", "--examples", "100000"], ["train", "--epochs", "100000"]])
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="only POSIX interrupts processes so")
+def test_ctrl_c_ends_it_with_130_and_nothing_half_written(arguments: list[str], seconds: float, tmp_path: Path) -> None:
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while _cpu_seconds(process.pid) < seconds:  # Its own time on a core: other processes may be in its way.
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate()
+    if seconds > 1:
+        assert (process.returncode, "Traceback" in complaint) == (130, False)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
