@@ -100,7 +100,7 @@ def backend_of(operator: str, arguments: Iterable[Any]) -> Backend:
             places.add("cpu")
         elif is_device_array(each):
             places.add("cuda")
-        elif hasattr(each, "dtype") and hasattr(each, "shape"):
+        elif hasattr(each, "dtype") and hasattr(each, "shape") and not isinstance(each, np.generic):
             raise DtypeError(
                 operator,
                 f"an array of type {type(each).__module__}.{type(each).__name__}",

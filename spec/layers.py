@@ -262,8 +262,7 @@ class MaxPool2d(SlidingLayer):
 
 
 def _all_see(window: Window, axis: int, size: int) -> bool:
-    h = window.positions(axis, size)
-    return bool(((h >= 0) & (h < size)).any(axis=1).all())
+    return bool(window.inside(axis, size).any(axis=1).all())
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,7 +14,7 @@ from .window import whole_shape
 def _check_features(operator: str, came: str, size: int, weight_shape: Sequence[int], axis: int) -> None:
     check_equal(
         operator, came, size, f"axis {axis} of weight {tuple(weight_shape)}", weight_shape[axis],
-        f"Give weight {('out', 'in')[axis]}_features={size} or the array {weight_shape[axis]} columns.",
+        f"Give weight {size} {('rows', 'columns')[axis]}, or the array {weight_shape[axis]} entries along that axis.",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ Kernels are called through the same doors, so an argument is refused with the sa
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeAlias
 
@@ -66,7 +66,13 @@ def _named(module: str, name: str) -> Any:
 
 def operator(door: Callable[P, Arguments]) -> Callable[[Callable[..., Any]], Operator[P]]:
     """Make the body below into a public function that is called as `door` is."""
-    return lambda body: Operator(door, body)
+
+    def make(body: Callable[..., Any]) -> Operator[P]:
+        # Python's own refusal of an unknown argument names the function: let it be the one that was called.
+        door.__name__ = door.__qualname__ = body.__name__
+        return Operator(door, body)
+
+    return make
 
 
 def check_arrays(operator: str, **arrays: Any) -> None:
@@ -79,6 +85,8 @@ def check_arrays(operator: str, **arrays: Any) -> None:
             raise DtypeError(
                 operator, f"{name} is a {type(array).__name__}", "an array", f"Pass numpy.asarray({name})."
             )
+        if np.dtype(array.dtype).kind not in "biufO":
+            raise DtypeError(operator, f"{name} is {array.dtype}", "real numbers", "Convert with .astype first.")
         dtypes[name] = array.dtype
     if len(set(dtypes.values())) > 1:
         came = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
@@ -87,6 +95,8 @@ def check_arrays(operator: str, **arrays: Any) -> None:
 
 def check_shape(operator: str, name: str, shape: Any, *wanted: tuple[str, ...]) -> None:
     """The number of axes is one of those wanted, each given by its letters; raises ShapeError."""
+    if not isinstance(shape, Sequence):
+        raise ShapeError(operator, f"{name} is {shape!r}", "a shape, as a tuple of sizes", "Pass the array's .shape.")
     if len(shape) not in [len(letters) for letters in wanted]:
         needed = " or ".join(f"({', '.join(letters)})" for letters in wanted)
         raise ShapeError(

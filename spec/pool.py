@@ -10,7 +10,7 @@ from jaxtyping import Int, Shaped
 from .errors import ParameterError
 from .operator import Arguments, Array, batched, check_arrays, check_equal, check_shape, operator
 from .scalars import lowest, maximum
-from .window import AXES, Padding, Size, Window, row_major
+from .window import AXES, Padding, Size, Window, check_flag, row_major
 
 
 def pool_window(
@@ -26,8 +26,7 @@ def pool_window(
     window = Window.of(operator, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
     window.check_fits(operator, x_shape, "window")
     for axis, size in enumerate(x_shape[-2:]):
-        h = window.positions(axis, size)
-        blind = ~((h >= 0) & (h < size)).any(axis=1)
+        blind = ~window.inside(axis, size).any(axis=1)
         if blind.any():
             raise ParameterError(
                 operator,
@@ -51,6 +50,7 @@ def _max_pool2d_door(
 ) -> Arguments:
     check_arrays("max_pool2d", x=x)
     check_shape("max_pool2d", "x", x.shape, ("n", "c", "h", "w"), ("c", "h", "w"))
+    check_flag("max_pool2d", "return_indices", return_indices)
     window = pool_window("max_pool2d", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
     return Arguments((batched(x, 4), window, bool(return_indices)), single=len(x.shape) == 3)
 

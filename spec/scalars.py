@@ -218,4 +218,6 @@ def maximum(a: Any, b: Any) -> np.ndarray:
 
 def lowest(dtype: np.dtype) -> Any:
     """The identity of `maximum` among scalars of this type."""
+    if dtype == np.bool_:
+        return False
     return np.iinfo(dtype).min if np.issubdtype(dtype, np.integer) else -math.inf

@@ -1,6 +1,6 @@
 """What training needs beside the layers: the loss with its gradient, and the parameter update."""
 
-import math
+import sys
 from numbers import Real
 from typing import Any
 
@@ -19,6 +19,8 @@ def _check_classes(operator: str, logits: Any, target: Any) -> None:
     check_equal(operator, "length of target", target.shape[0], "batch of logits", logits.shape[0], "One class per row.")
     if np.dtype(target.dtype).kind != "i":
         raise DtypeError(operator, f"target is {target.dtype}", "signed integers", "Use target.astype(numpy.int64).")
+    if np.dtype(logits.dtype).kind not in "fO":
+        raise DtypeError(operator, f"logits is {logits.dtype}", "a floating type", "Use logits.astype(numpy.float32).")
     if 0 in logits.shape:
         raise ShapeError(
             operator,
@@ -55,10 +57,14 @@ def _sgd_door(parameter: Any, gradient: Any, velocity: Any, *, learning_rate: An
             "equal shapes",
             "Start velocity as zeros like the parameter.",
         )
-    for name, rate in (("learning_rate", learning_rate), ("momentum", momentum)):
-        if not isinstance(rate, Real) or not (0 <= rate < math.inf):
+    rates = {"learning_rate": learning_rate, "momentum": momentum}
+    for name, rate in rates.items():
+        if not isinstance(rate, Real) or not (0 <= rate <= sys.float_info.max):
             raise ParameterError("sgd", f"{name}={rate!r}", "a finite number >= 0", f"Pass {name}=0 or more.")
-    return Arguments((parameter, gradient, velocity, learning_rate, momentum))
+    if np.dtype(parameter.dtype).kind == "f":
+        # A plain float takes the arrays' type; a numpy scalar would impose its own.
+        rates = {name: float(rate) for name, rate in rates.items()}
+    return Arguments((parameter, gradient, velocity, *rates.values()))
 
 
 @operator(_cross_entropy_door)
@@ -102,7 +108,8 @@ def sgd(
 
     `velocity' = momentum * velocity + gradient`, `parameter' = parameter - learning_rate * velocity'`
 
-    Start from zero velocity. Any shape. Raises DtypeError, ShapeError, ParameterError.
+    Start from zero velocity. With momentum 0 a NaN in velocity stays here, while a kernel may skip it (PyTorch does).
+    Any shape. Raises DtypeError, ShapeError, ParameterError.
     Source: PyTorch `torch.optim.SGD` (dampening 0, no Nesterov, no weight decay).
     """
     velocity = np.asarray(momentum * velocity + gradient)

@@ -24,6 +24,9 @@ Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
 
 AXES = ("height", "width")
 
+MOST = 2**31 - 1
+"""The greatest size or parameter: what lies beyond is a mistake, and would overflow an index before it was found."""
+
 
 def whole(operator: str, name: str, value: object, least: int) -> int:
     """`value` as an int that is at least `least`; raises ParameterError."""
@@ -31,9 +34,9 @@ def whole(operator: str, name: str, value: object, least: int) -> int:
         number = python_operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or number < least:
+    if number is None or isinstance(value, bool) or not least <= number <= MOST:
         raise ParameterError(
-            operator, f"{name}={value!r}", f"a whole number >= {least}", f"Pass {name}={least} or more."
+            operator, f"{name}={value!r}", f"a whole number from {least} to {MOST}", f"Pass {name}={least} or more."
         )
     return number
 
@@ -43,6 +46,12 @@ def whole_shape(operator: str, name: str, shape: Sequence[object]) -> tuple[int,
     return tuple(whole(operator, f"a size in {name}", size, 0) for size in shape)
 
 
+def check_flag(operator: str, name: str, value: object) -> None:
+    """A bool; raises ParameterError."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ParameterError(operator, f"{name}={value!r}", "True or False", "Pass a bool.")
+
+
 def pair(operator: str, name: str, value: object, least: int) -> tuple[int, int]:
     """An int or one per axis as `(h, w)`; raises ParameterError."""
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -50,14 +59,15 @@ def pair(operator: str, name: str, value: object, least: int) -> tuple[int, int]
         return number, number
     if len(value) != 2:
         raise ParameterError(operator, f"{name}={value!r}", "one number or one per axis (h, w)", f"Pass {name}=(h, w).")
-    h, w = (whole(operator, name, number, least) for number in value)
+    h, w = (whole(operator, f"{axis} {name}", number, least) for axis, number in zip(AXES, value, strict=True))
     return h, w
 
 
 def four_sided(operator: str, value: object) -> tuple[tuple[int, int], tuple[int, int]]:
     """Padding as `((top, bottom), (left, right))`; raises ParameterError."""
     if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(side, Sequence) for side in value):
-        return pair(operator, "padding", value[0], 0), pair(operator, "padding", value[1], 0)
+        (top, bottom), (left, right) = (pair(operator, "padding", sides, 0) for sides in value)
+        return (top, bottom), (left, right)
     h, w = pair(operator, "padding", value, 0)
     return (h, h), (w, w)
 
@@ -102,8 +112,7 @@ class Window:
         >>> Window.of("conv2d", 3, 1, 1, 1)
         Window(kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), ceil_mode=False)
         """
-        if not isinstance(ceil_mode, (bool, np.bool_)):
-            raise ParameterError(operator, f"ceil_mode={ceil_mode!r}", "True or False", "Pass a bool.")
+        check_flag(operator, "ceil_mode", ceil_mode)
         return Window(
             pair(operator, "kernel_size", kernel, 1),
             pair(operator, "stride", stride, 1),
@@ -179,6 +188,11 @@ class Window:
         rows, columns = (self.positions(axis, x_shape[axis - 2]) + self.padding[axis][0] for axis in (0, 1))
         pads = [(self.padding[axis][0], self.reach(axis, x_shape[axis - 2])) for axis in (0, 1)]
         return rows[:, None, :, None], columns[None, :, None, :], pads
+
+    def inside(self, axis: int, size: int) -> np.ndarray:
+        """`[p,r]`: whether tap r of output p reads the input, and not the padding."""
+        position = self.positions(axis, size)
+        return (position >= 0) & (position < size)
 
     def check_fits(self, operator: str, x_shape: Sequence[int], what: str = "filter") -> None:
         """Raises ShapeError, naming axis, numbers and remedy, if not even one window fits."""

@@ -266,7 +266,7 @@ def _conv2d_dbias(first, last, dy, dbias):
 
 @serial
 def _total(sums):
-    total = sums[0]
-    for i in range(1, len(sums)):
+    total = sums.dtype.type(0)
+    for i in range(len(sums)):
         total += sums[i]
     return total

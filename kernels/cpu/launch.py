@@ -53,8 +53,8 @@ def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) ->
         )
     threads = numba.get_num_threads()
     block = threads * max(1, _BLOCK // max(threads * cost, 1))
-    numba.set_num_threads(min(threads, _threads or 1 + tasks * cost // _SHARE))
     try:
+        numba.set_num_threads(min(threads, _threads or 1 + tasks * cost // _SHARE))
         for first in range(0, tasks, block):
             with _lock:  # Two threads in parallel code at once abort the process on the workqueue layer.
                 core(first, min(first + block, tasks), *arguments)

@@ -54,7 +54,7 @@ def _reads(window: Window, x_shape: tuple[int, ...]) -> list[np.ndarray]:
     reads = []
     for axis, size in enumerate(x_shape[-2:]):
         position = window.positions(axis, size)
-        inside = (position >= 0) & (position < size)
+        inside = window.inside(axis, size)
         first, last = inside.argmax(axis=1), position.shape[1] - 1 - inside[:, ::-1].argmax(axis=1)
         reads.append(np.take_along_axis(position, np.stack([first, last], axis=1), axis=1))
     return reads

@@ -6,7 +6,7 @@ from typing import Any
 
 from kernelproof.spec import Window
 
-from .problems import TILES, Problem
+from .problems import LONG, TILES, Problem
 
 
 @lru_cache(maxsize=1)
@@ -82,13 +82,19 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
         "features past 64": lambda problem: problem.shapes["weight"][1] > 64,
         "outputs past 64": lambda problem: problem.shapes["weight"][0] > 64,
     },
-    "relu": {"a scalar": lambda problem: problem.output == ()},
+    "relu": {
+        "a scalar": lambda problem: problem.output == (),
+        "more elements than one task takes": lambda problem: problem.output == (LONG,),
+    },
     "flatten": {},
     "cross_entropy": {
         "one class": lambda problem: problem.shapes["logits"][1] == 1,
         "classes past 64": lambda problem: problem.shapes["logits"][1] > 64,
     },
-    "sgd": {"no momentum": lambda problem: problem.options["momentum"] == 0},
+    "sgd": {
+        "no momentum": lambda problem: problem.options["momentum"] == 0,
+        "more elements than one task takes": lambda problem: problem.output == (LONG,),
+    },
 }  # fmt: skip
 """For each row of the operator table, what its problems must hit."""
 

@@ -125,6 +125,8 @@ def special(problem: "Problem", generator: np.random.Generator) -> Arrays:
     names = [name for name in arrays if name != "target"]
     if problem.operator == "conv2d.dx" or (problem.op.name == "conv2d" and np.any(problem.options["padding"])):
         names = ["x"] if "x" in arrays else ["dy"]
+    if problem.operator == "sgd" and problem.options["momentum"] == 0:
+        names.remove("velocity")  # Left open too: a kernel may skip what is multiplied by no momentum.
     name = names[generator.integers(len(names))]
     chosen = arrays[name]
     pool = np.array([np.nan, np.inf, -np.inf, -0.0, np.finfo(problem.dtype).smallest_subnormal], problem.dtype)

@@ -251,3 +251,18 @@ def test_without_a_cache_folder_kernels_still_run(tmp_path):
         XDG_CACHE_HOME=str(tmp_path / "file"),
     )
     assert result.stdout == "[0. 2.]\n", result.stderr
+
+
+def test_an_infinite_weight_reaches_its_own_pixels_only():
+    generator = np.random.default_rng(0)
+    weight = generator.integers(-3, 4, (2, 2, 3, 2)).astype(np.float32)
+    weight[0, 1, 1, 0], weight[1, 0, 2, 1] = np.inf, np.nan
+    dy = generator.integers(1, 4, (2, 2, 4, 4)).astype(np.float32)
+    given = (dy, weight, (2, 2, 8, 9)), {"stride": (2, 2), "padding": ((0, 1), (0, 0))}
+    with np.errstate(invalid="ignore"):
+        right = spec.conv2d_dx(*given[0], **given[1])
+    assert np.array_equal(kernels.conv2d_dx(*given[0], **given[1]), right, equal_nan=True)
+
+
+def test_the_bias_gradient_of_no_columns_is_zero():
+    assert not kernels.conv2d_dbias(np.zeros((2, 3, 4, 0), np.float32)).any()

@@ -5,6 +5,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from kernelproof.kernels.cpu import launch
 from kernelproof.proofs.hold import hold
 from kernelproof.proofs.subject import Subject, subject_of
 from kernelproof.proofs.verify import laws_of
@@ -31,6 +32,15 @@ def test_law_holds_for_the_specification_in_floats(operator: str, law: Any) -> N
         pytest.skip("it has no threads")
     result = hold(law, SPECIFICATION, operator, hypothesis.settings().max_examples // 2, 1)
     assert result.verdict == "proven", result.failure
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_the_cpu_kernel_is_exact_when_its_work_is_cut_small(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One task in one native call, on as many threads as there are: the seams that large arrays have, on small ones.
+    monkeypatch.setattr(launch, "_BLOCK", 1)
+    monkeypatch.setattr(launch, "_SHARE", 1)
+    law = laws_of(operator)[0]
+    assert hold(law, subject_of("cpu", operator), operator, 50, 3).verdict == "proven"
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
