@@ -9,11 +9,11 @@ from .report import Result
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about a law that falls for an operator of an adapter, and where to read of it.
+    """One sentence about laws that fall for an operator of an adapter, and where to read of it.
 
-    `operator` and `says` are patterns; `says` is one of the failure's message, so that another failure of the same law
-    stays unexplained. `documented`: the framework promises other semantics, so it differs and is not wrong. Without a
-    link it is not reported yet.
+    `operator`, `law` and `says` are patterns; `says` is found in the failure's message, so that another failure of the
+    same law stays unexplained. `documented`: the framework's semantics are others, consistent and written down, so it
+    differs and is not wrong. Without a link no report is known.
     """
 
     adapter: str
@@ -25,7 +25,79 @@ class Finding:
     documented: bool = False
 
 
-FINDINGS: Sequence[Finding] = ()
+SPECIAL = "puts_special_values_where_the_specification_does"
+INDEX = r"gives -?\d+, the specification -?\d+ "
+SUBNORMAL = r"specification -?[\d.]+e-(39|4\d)"
+CARDS = "docs/semantics.md"
+
+FINDINGS: Sequence[Finding] = (
+    Finding(
+        "torch", "max_pool2d", SPECIAL, INDEX, "Of several NaN in a window PyTorch chooses the last, not the first.",
+        f"{CARDS}#max_pool2d", documented=True,
+    ),
+    Finding(
+        "torch", r"max_pool2d\.dx", SPECIAL, "", "The gradient goes to the last NaN in a window, not to the first.",
+        f"{CARDS}#max_pool2d", documented=True,
+    ),
+    Finding(
+        "torch", "sgd", SPECIAL, "the specification nan",
+        "With momentum 0 PyTorch keeps no velocity; here 0 multiplies it, and 0 times NaN or infinity is NaN.",
+        "https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html", documented=True,
+    ),
+    Finding(
+        "onnxruntime", "max_pool2d", SPECIAL, "the specification -inf",
+        "Without the output Indices a window of -inf alone gives -3.4028235e+38: the search begins at the lowest "
+        "finite number. With Indices the same call gives -inf.",
+    ),
+    Finding(
+        "onnxruntime", "max_pool2d", SPECIAL, rf"the specification nan|{INDEX}",
+        "Without the output Indices NaN is passed over, and a window of NaN alone gives -3.4028235e+38; with Indices "
+        "NaN wins if it comes first in its window.",
+    ),
+    Finding(
+        "onnx.reference", "conv2d", SPECIAL, "gives nan",
+        "Dilation is a filter with zeros between its taps, and 0 times NaN or infinity is NaN: pixels that the filter "
+        "does not read spoil the result.",
+    ),
+    Finding(
+        "onnx.reference", "max_pool2d", SPECIAL, "specification nan|zero-size array|gives nan",
+        "NaN marks the padding, so a NaN of the input is passed over and a window of NaN alone raises ValueError; with "
+        "a stride or dilation NaN wins if it comes first.",
+    ),
+    Finding(
+        "onnx.reference", "max_pool2d", ".*", "output shape cannot be null|result has shape|gives",
+        "With stride 1 and dilation 1 the attribute pads is read as top, bottom, left, right, where ONNX says top, "
+        "left, bottom, right; and Indices are counted in rows as long as the output's.",
+    ),
+    Finding(
+        "onnx.reference", "flatten", ".*", r"cannot reshape array of size 0",
+        "An empty batch raises ValueError: numpy cannot infer the -1 that the shape is asked for with.",
+    ),
+    Finding(
+        "onnx.reference", "cross_entropy", ".*", "gives inf",
+        "The logarithm of a softmax that has underflowed is infinite; fixed after this version.",
+        "https://github.com/onnx/onnx/pull/8423",
+    ),
+    Finding(
+        "onnx.reference", "sgd", SPECIAL, "gives nan",
+        "Momentum adds norm_coefficient * X to the gradient: with the coefficient 0 that is NaN where X is infinite.",
+        "https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Momentum.html", documented=True,
+    ),
+    Finding(
+        "jax", ".*", ".*", SUBNORMAL, "XLA flushes subnormals to zero on the CPU.",
+        "https://docs.jax.dev/en/latest/notebooks/Common_Gotchas_in_JAX.html", documented=True,
+    ),
+    Finding(
+        "jax", r"relu\.dx", SPECIAL, r"gives 0\.0",
+        "At NaN the gradient of jax.nn.relu is 0, where here dy passes; so it is at subnormals, which XLA flushes.",
+        f"{CARDS}#relu", documented=True,
+    ),
+    Finding(
+        "jax", r"max_pool2d\.dx", SPECIAL, "",
+        "The gradient goes to the last NaN in a window, not to the first; and padding, which is -inf, may take that "
+        "of a window of -inf.", f"{CARDS}#max_pool2d", documented=True,
+    ),
+)  # fmt: skip
 
 
 def finding_of(adapter: str, result: Result) -> Finding | None:
@@ -35,8 +107,9 @@ def finding_of(adapter: str, result: Result) -> Finding | None:
         (
             each
             for each in FINDINGS
-            if (each.adapter, each.law) == (adapter, result.law)
+            if each.adapter == adapter
             and re.fullmatch(each.operator, result.operator)
+            and re.fullmatch(each.law, result.law)
             and re.search(each.says, message)
         ),
         None,

@@ -68,4 +68,5 @@ SUBJECT = Subject(
     "torch",
     differentiated(FORWARDS, tensor, pull_back, on_host=lambda each: each.detach().numpy()),
     dtypes=("float32", "float64"),
+    threads=torch.set_num_threads,
 )

@@ -1,0 +1,142 @@
+"""The scoreboard: verdicts by operator and level, what fell with what is known, and the command that prints it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernelproof import spec
+from kernelproof.proofs import Subject, findings
+from kernelproof.proofs.adapters import ADAPTERS, Adapter
+from kernelproof.proofs.findings import Finding
+from kernelproof.proofs.scoreboard import HELD, Scoreboard, installed, scoreboard
+from kernelproof.scoreboard_command import as_markdown, text
+
+PAGE = Path(__file__).parents[2] / "docs" / "scoreboard.md"
+
+
+def relu(x: Any) -> Any:
+    """NaN becomes 0."""
+    return np.where(x > 0, x, np.zeros_like(x))
+
+
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> Scoreboard:
+    """The board of an adapter whose relu loses NaN, and which has no more than that."""
+    module = ModuleType("wrong")
+    module.SUBJECT = Subject("wrong", {"relu": relu})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kernelproof.proofs.adapters.wrong", module)
+    monkeypatch.setitem(ADAPTERS, "wrong", Adapter("wrong", ("numpy",), "wrong"))  # type: ignore[arg-type]
+    return scoreboard(["wrong"], ["relu", "linear"], examples=10)
+
+
+def test_a_right_adapter_is_proven_at_every_level_that_has_laws():
+    board = scoreboard(["cpu"], ["relu"], examples=3)
+    verdicts = {level: board.cell("cpu", "relu.dx", level).verdict for level in HELD}
+    assert set(verdicts.values()) == {"proven", "no law"}
+    assert verdicts["L6"] == "no law"
+    assert board.cell("cpu", "relu").cases > 0
+    assert not board.fallen("cpu")
+
+
+def test_a_wrong_adapter_is_refuted_where_it_is_wrong(wrong: Scoreboard):
+    assert wrong.cell("wrong", "relu", "L1").verdict == "proven"
+    assert wrong.cell("wrong", "relu", "L4").verdict == "refuted"
+    assert wrong.cell("wrong", "relu").verdict == "refuted"
+    assert text(wrong.cell("wrong", "relu")) == "✗ L4"
+    [(result, finding)] = wrong.fallen("wrong")
+    assert (result.law, finding) == (findings.SPECIAL, None)
+
+
+def test_what_an_adapter_lacks_is_unsupported(wrong: Scoreboard):
+    assert {wrong.cell("wrong", operator).verdict for operator in wrong.operators if operator != "relu"} == {
+        "unsupported"
+    }
+
+
+@pytest.mark.parametrize(("says", "documented", "verdict"), [
+    ("the specification nan", True, "differs"),
+    ("the specification nan", False, "refuted"),
+    ("something else", True, "refuted"),
+])  # fmt: skip
+def test_documented_semantics_differ_and_are_not_wrong(
+    wrong: Scoreboard, monkeypatch: pytest.MonkeyPatch, says: str, documented: bool, verdict: str
+):
+    known = Finding("wrong", "relu", findings.SPECIAL, says, "So it is.", "https://example.org", documented)
+    monkeypatch.setattr(findings, "FINDINGS", [known])
+    assert wrong.cell("wrong", "relu").verdict == verdict
+
+
+def test_the_page_shows_what_fell_with_code_to_paste(wrong: Scoreboard):
+    page = as_markdown(wrong)
+    assert "| `relu` | ✗ L4 |" in page
+    assert "kernel = 'wrong'" in page
+    assert f"check({findings.SPECIAL!r}, kernel, problem)" in page
+    assert "Not explained yet." in page
+
+
+def test_the_board_is_json(wrong: Scoreboard):
+    data = json.loads(json.dumps(wrong.as_json()))
+    assert data["adapters"] == {"wrong": {"numpy": np.__version__}}
+    assert {cell["verdict"] for cell in data["board"] if cell["operator"] == "relu"} == {"proven", "refuted"}
+    assert [fallen["law"] for fallen in data["fallen"]] == [findings.SPECIAL]
+
+
+class Dying(Executor):
+    """Its workers die at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(BrokenExecutor())
+        return future
+
+
+def test_a_worker_that_dies_leaves_its_cells_unchecked():
+    board = scoreboard(["cpu"], ["relu"], examples=1, executor=Dying())
+    assert {board.cell("cpu", operator).verdict for operator in board.operators} == {"not checked"}
+    assert board.as_json()["fallen"] == []
+
+
+@pytest.mark.parametrize(("arguments", "error"), [
+    ({"adapters": ["tensorflow"]}, spec.ParameterError),
+    ({"adapters": ["cpu"], "ops": ["conv3d"]}, spec.ParameterError),
+])  # fmt: skip
+def test_wrong_usage_is_told(arguments: dict[str, Any], error: type[Exception]):
+    with pytest.raises(error):
+        scoreboard(**arguments)
+
+
+def test_this_project_and_what_is_installed_are_on_the_board():
+    assert installed()[0] == "cpu"
+    assert {"onnxruntime", "onnx.reference"} <= set(installed())
+
+
+def test_the_command_prints_and_writes_the_board(tmp_path: Path):
+    markdown, data = tmp_path / "board.md", tmp_path / "board.json"
+    command = [sys.executable, "-m", "kernelproof", "scoreboard", "--adapters", "onnxruntime", "--ops", "relu"]
+    command += ["--examples", "2", "--workers", "1", "--markdown", str(markdown), "--json", str(data)]
+    came = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "relu.dx" in came.stdout
+    assert json.loads(data.read_text())["adapters"]["onnxruntime"]
+    assert "| `relu` | ✓" in markdown.read_text()
+
+
+def test_the_command_refuses_what_is_not_there():
+    command = [sys.executable, "-m", "kernelproof", "scoreboard", "--adapters", "tensorflow"]
+    came = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert came.returncode == 2
+    assert "onnxruntime" in came.stderr
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="no page yet")
+def test_everything_that_fell_on_the_page_is_explained():
+    page = PAGE.read_text()
+    assert "Not explained yet" not in page
+    assert "✗" in page
