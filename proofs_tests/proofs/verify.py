@@ -46,14 +46,14 @@ def verify(
     padding=((top, bottom), (left, right)), dilation=(dh, dw), groups=g)` on numpy arrays; or an object with `forward`
     and `backward`; or a class like `torch.nn.Conv2d` with `backward`. What it is not written for is declared:
     `supports`, `dtypes` (default float32; both float types for a backend), `precision` (default all bits of the dtype),
-    `layouts` (see `subject_of`). Raising UnsupportedError or NotImplementedError declines a problem. Neither is ever a
-    pass.
+    `layouts`, `threads` (see `subject_of`). Raising UnsupportedError or NotImplementedError declines a problem. Neither
+    is ever a pass.
 
     `examples` problems are drawn for each law, from `seed`. With a `time_limit` (seconds for one check) the kernel is
-    kept in a process of its own, so that a crash or a hang is a result; `executor` spreads the laws over workers.
-    Either needs `if __name__ == "__main__":` in a script. `shard="3/16"` holds it to the third of every sixteen laws.
-    `cases` that broke a law before (see `kernelproof.proofs.cases`) are tried first. `progress` is called with each
-    result.
+    kept in a process of its own, so that a crash or a hang is a result; bad input (L9) always is tried in one, on
+    backends, and on other kernels where `level` names it. `executor` spreads the laws over workers; one with processes
+    needs `if __name__ == "__main__":` in a script. `shard="3/16"` holds it to the third of every sixteen laws. `cases`
+    that broke a law before (see `kernelproof.proofs.cases`) are tried first. `progress` is called with each result.
 
     Raises ParameterError for an unknown operator, level, backend or declaration.
     """
