@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Literal, TypeAlias
@@ -18,9 +19,14 @@ Engine: TypeAlias = Literal["processes", "dask"]
 
 @contextlib.contextmanager
 def working(
-    workers: int = 1, engine: Engine = "processes", scheduler: str | None = None, kernel: str | None = None
+    workers: int = 1,
+    engine: Engine = "processes",
+    scheduler: str | None = None,
+    kernel: str | None = None,
+    *,
+    apart: bool = False,
 ) -> Iterator[Executor | None]:
-    """So many workers; None, which is this process, for a single one without an engine. Raises ParameterError.
+    """So many workers; None, this process, for a single one unless it has to be `apart`. Raises ParameterError.
 
     `scheduler` is the address of a Dask cluster that there is already; without one, workers are started here. The
     module of `kernel` ("module:name") travels to Dask's workers, what it imports has to be installed there.
@@ -31,7 +37,7 @@ def working(
     if engine == "dask":
         with _dask(workers, scheduler, kernel) as executor:
             yield executor
-    elif workers == 1:
+    elif workers == 1 and not apart:
         yield None
     else:
         with _processes(workers) as executor:
@@ -41,7 +47,10 @@ def working(
 @contextlib.contextmanager
 def _processes(workers: int) -> Iterator[Executor]:
     _share_cores(workers)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(
+        # Ctrl-C is for this process to hear, which then ends them.
+        workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as executor:  # fmt: skip
         try:
             yield executor
         except BaseException:

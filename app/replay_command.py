@@ -27,12 +27,12 @@ def replay(*paths: Path, cases: Path = CASES, time_limit: float = 120.0) -> int:
     time_limit
         Seconds that one case may take, compilation included. Each runs in a process of its own.
     """
-    from .command_line import PROVEN, REFUTED, screen
+    from .command_line import NOTHING_CHECKED, PROVEN, REFUTED, screen
 
     verdicts = {_shown(path, load(path), time_limit) for path in paths or sorted(cases.glob("*.json"))}
     if not verdicts:
         screen.print(f"no cases in {cases}", markup=False)
-    return REFUTED if "fails" in verdicts else PROVEN if "holds" in verdicts else 3
+    return REFUTED if "fails" in verdicts else PROVEN if "holds" in verdicts else NOTHING_CHECKED
 
 
 def _shown(path: Path, case: Case, time_limit: float) -> str:

@@ -1,0 +1,1 @@
+../../app/exhaust_command.py
