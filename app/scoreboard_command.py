@@ -100,6 +100,9 @@ def show(console: Console, found: Scoreboard) -> None:
         cells = [found.cell(adapter, operator) for adapter in found.adapters]
         table.add_row(operator, *(f"[{STYLES.get(cell.verdict, 'dim')}]{text(cell)}[/]" for cell in cells))
     console.print(table)
+    for entry in found.entries:
+        if entry.report is None:
+            console.print(f"{entry.adapter} {entry.op}: not checked, {entry.why}", markup=False)
     for adapter in found.adapters:
         for result, finding in found.fallen(adapter):
             console.print(f"\n[bold]{adapter}[/] {result.level} {result.operator}: {escape(_theorem(result))}")
@@ -123,6 +126,7 @@ def as_markdown(found: Scoreboard) -> str:
             ),
         ),
     ]
+    parts += [f"{each.adapter} `{each.op}`: not checked, {each.why}" for each in found.entries if each.report is None]
     for adapter in found.adapters:
         parts += [f"## {adapter}", _table(
             ("operator", *HELD),

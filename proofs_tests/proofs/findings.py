@@ -97,6 +97,22 @@ FINDINGS: Sequence[Finding] = (
         "The gradient goes to the last NaN in a window, not to the first; and padding, which is -inf, may take that "
         "of a window of -inf.", f"{CARDS}#max_pool2d", documented=True,
     ),
+    Finding(
+        "tinygrad", "max_pool2d", f"{SPECIAL}|returns_an_input_bit_for_bit", "",
+        "NaN wins or is passed over by its place in the window, for a maximum is a comparison; its index is then one "
+        "past the image.", "https://github.com/tinygrad/tinygrad/issues/862",
+    ),
+    Finding(
+        "tinygrad", r"max_pool2d\.dx", SPECIAL, "gives nan",
+        "Nothing in a window equals a maximum that is NaN, so dy is shared by none of them: 0/0.",
+        "https://github.com/tinygrad/tinygrad/issues/862",
+    ),
+    Finding(
+        "tinygrad", r"max_pool2d\.dx", ".*", "gives|derivative",
+        "Where values tie, the gradient is shared equally, which is a subgradient too; here the first one gets it.",
+        "https://github.com/tinygrad/tinygrad/blob/master/tinygrad/mixin/gradient.py", documented=True,
+    ),
+    Finding("tinygrad", r"relu(\.dx)?", SPECIAL, r"gives 0\.0", "relu is x where x > 0, else 0: a NaN becomes 0."),
 )  # fmt: skip
 
 

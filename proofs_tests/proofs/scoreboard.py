@@ -5,7 +5,7 @@ from concurrent.futures import BrokenExecutor, Executor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
-from kernelproof.spec import OPERATORS, OPS, ParameterError
+from kernelproof.spec import OPERATORS, OPS, ParameterError, UnsupportedError
 
 from .adapters import ADAPTERS, OWN, require
 from .findings import Finding, finding_of
@@ -31,7 +31,10 @@ class Work:
 
     def do(self) -> "Entry":
         """Do it here."""
-        subject = subject_of(self.adapter)
+        try:
+            subject = subject_of(self.adapter)
+        except UnsupportedError as unsupported:
+            return Entry(self.adapter, self.op, (), None, str(unsupported))
         has = tuple(operator for operator in operators_of(self.op) if operator in subject.functions)
         if not has:
             return Entry(self.adapter, self.op, has, Report(self.adapter, self.seed, self.examples, ()))
@@ -43,12 +46,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of it: which of the row's operators the adapter has, and their report, None if its process died."""
+    """What became of it: which of the row's operators the adapter has, and their report; without one, why not."""
 
     adapter: str
     op: str
     has: tuple[str, ...]
     report: Report | None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,10 @@ class Scoreboard:
                  "fallen": [each.law for each in cell.fallen]}
                 for adapter, operator, level, cell in cells if cell.verdict != "no law"
             ],
+            "not checked": [
+                {"adapter": entry.adapter, "operator": entry.op, "why": entry.why}
+                for entry in self.entries if entry.report is None
+            ],
             "fallen": [
                 {"adapter": adapter, "operator": result.operator, "level": result.level, "law": result.law,
                  "message": result.failure.message if result.failure else "", "code": code(adapter, result),
@@ -179,7 +187,7 @@ def _entries(work: Sequence[Work], executor: Executor | None) -> Iterator[Entry]
         try:
             yield future.result()
         except BrokenExecutor:
-            yield Entry(futures[future].adapter, futures[future].op, (), None)
+            yield Entry(futures[future].adapter, futures[future].op, (), None, "its process ended")
 
 
 def installed() -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def require(name: str) -> Adapter:
         known = ", ".join((*OWN, *ADAPTERS))
         raise ParameterError("verify", f"backend {name!r}", f"one of {known}", "Correct the name.")
     if not ADAPTERS[name].installed:
-        raise _missing(name, "not installed")
+        raise missing(name, "not installed", " and ".join(ADAPTERS[name].packages))
     return ADAPTERS[name]
 
 
@@ -69,11 +69,10 @@ def framework(package: str, name: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise _missing(name, str(error)) from error
+        raise missing(name, str(error), package) from error
 
 
-def _missing(name: str, why: str) -> UnsupportedError:
-    needed = " and ".join(ADAPTERS[name].packages)
-    return UnsupportedError(
-        "verify", f"backend {name!r}: {why}", needed, f"Run: pip install 'kernelproof[{ADAPTERS[name].extra}]'."
-    )
+def missing(name: str, why: str, needed: str) -> UnsupportedError:
+    """The error for an adapter that cannot run here."""
+    remedy = f"Run: pip install 'kernelproof[{ADAPTERS[name].extra}]'."
+    return UnsupportedError("verify", f"backend {name!r}: {why}", needed, remedy)

@@ -1,6 +1,6 @@
 """tinygrad: `Tensor` methods and `nn.optim.SGD`, gradients by `Tensor.gradient`, on tinygrad's default device.
 
-Its velocity is written before the parameter; with momentum 0 it keeps none, and the specification's is the gradient.
+That is the CPU where there is no other, and takes clang.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,11 +10,17 @@ import numpy as np
 
 from kernelproof.proofs.subject import Subject
 
-from . import framework
+from . import framework, missing
 from .autograd import NO_PADDING, differentiated
 
-Tensor = framework("tinygrad", "tinygrad").Tensor
+tinygrad = framework("tinygrad", "tinygrad")
 optim = framework("tinygrad.nn.optim", "tinygrad")
+Tensor = tinygrad.Tensor
+
+try:
+    _ = tinygrad.Device.DEFAULT
+except RuntimeError as error:
+    raise missing("tinygrad", f"{error}", "a device, or clang for the CPU") from error
 
 
 def conv2d(x: Any, weight: Any, bias: Any = None, *, padding: Any = NO_PADDING, **options: Any) -> Any:
@@ -36,8 +42,9 @@ def sgd(parameter: Any, gradient: Any, velocity: Any, *, learning_rate: float, m
     optimizer = optim.SGD([parameter], lr=learning_rate, momentum=momentum)
     if momentum:
         optimizer.b[0].assign(velocity)
-    with Tensor.train():
+    with tinygrad.Context(TRAINING=1):
         optimizer.step()
+    # Without momentum tinygrad keeps no velocity; the specification's is then the gradient.
     return parameter, optimizer.b[0] if momentum else gradient
 
 
