@@ -12,6 +12,9 @@ from kernelproof.proofs import Report, certificate, render
 from .command_line import PROVEN, REFUTED, imported, screen
 from .report_page import report_page
 
+TIME_LIMIT = 120.0
+"""Seconds for one check of a kernel that is not ours, as `verify` allows by default: it may hang."""
+
 
 def write_reports(report: Report, **files: Path | None) -> list[Path]:
     """Write the report in each form that has a file, whole or not at all; the files that were written.
@@ -58,6 +61,6 @@ def check_certificate(file: Path, *, again: Annotated[bool, Parameter(negative=(
     from .terminal import show_report, watched
 
     with watched(screen, subject) as progress:
-        report = certificate.again(held, subject, progress=progress)
+        report = certificate.again(held, subject, progress=progress, time_limit=TIME_LIMIT if ":" in name else None)
     show_report(screen, report)
     return REFUTED if changed else report.exit_status
