@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from kernelproof.kernels.dispatch import certificates
+from kernelproof.kernels.gpu import gpu
 from kernelproof.models import Digits, TrainConfig, train
 from kernelproof.models import Progress as Step
 from kernelproof.proofs import Report, Result
@@ -54,7 +55,7 @@ def line(result: Result) -> str:
     """One law's verdict: level, operator, theorem, and the figure that it is judged by."""
     figure = ""
     if result.verdict == "proven" and result.escape is not None:
-        figure = f", a wrong kernel escapes with probability <= {result.escape:.1e}"
+        figure = f", another polynomial passes with probability <= {result.escape:.1e}"
     elif result.verdict == "proven" and result.worst_ratio:
         figure = f", worst error {result.worst_ratio:.0%} of its bound"
     elif result.verdict == "vacuous":
@@ -68,14 +69,18 @@ def line(result: Result) -> str:
     )
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def show_report(console: Console, report: Report) -> None:
     """The verdict and its numbers; what failed comes last, with the code that shows it again."""
     operators, seconds = len({result.operator for result in report.laws}), sum(each.seconds for each in report.results)
-    theorems = f"{len(report.theorems)} theorems about sizes, " if report.theorems else ""
+    theorems = f"{_count(len(report.theorems), 'theorem')} about sizes, " if report.theorems else ""
     verdict = f"[bold {COLOURS[report.verdict]}]{escape(report.kernel)}: {report.verdict}[/]"
+    held = f"{_count(len(report.laws), 'law')} of {_count(operators, 'operator')}"
     console.print(
-        f"{verdict} - {len(report.laws)} laws of {operators} operators on {report.problems:,} problems, "
-        f"{theorems}seed {report.seed}, {seconds:.0f} s"
+        f"{verdict} - {held} on {_count(report.problems, 'problem')}, {theorems}seed {report.seed}, {seconds:.0f} s"
     )
     for result in report.failures:
         assert result.failure is not None
@@ -124,7 +129,7 @@ def environment() -> dict[str, Any]:
         "processor": llvmlite.binding.get_host_cpu_name(),
         "threads": numba.get_num_threads(),
         "cores": os.cpu_count(),
-        "gpu": _gpu(),
+        "gpu": gpu()[1],
         "certificates": {
             backend: ", ".join(f"{count} {state}" for state, count in Counter(states).items())
             for backend, states in certified.items()
@@ -145,18 +150,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _gpu() -> str:
-    try:
-        from numba import cuda
-
-        available = cuda.is_available()
-    except ImportError:
-        return "none: numba-cuda is not installed (extra kernelproof[cuda])"
-    except RuntimeError:
-        return "none: no CUDA runtime (a CUDA toolkit, or extra kernelproof[ptx])"
-    if not available:
-        return "none found"
-    device = cuda.get_current_device()
-    return f"{device.name.decode() if isinstance(device.name, bytes) else device.name}, {device.compute_capability}"

@@ -30,7 +30,8 @@ def relu(x: Shaped[Array, "*any"]) -> Shaped[Array, "*any"]:
 
     `y = max(x, 0)`
 
-    NaN stays NaN; relu(-0.0) is -0.0, for a tie keeps x, as in PyTorch and ONNX Runtime. Any shape.
+    NaN stays NaN; relu(-0.0) is -0.0 here, for a tie keeps x, as in PyTorch and ONNX Runtime; kernels may drop
+    the sign. Any shape.
     Raises DtypeError. Source: PyTorch `torch.nn.functional.relu`; ONNX `Relu`.
     """
     zero = np.zeros((), x.dtype)

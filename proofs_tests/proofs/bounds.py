@@ -48,13 +48,16 @@ def rounding_bound(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: st
     # Sums of products: the specification on ones counts the terms, on magnitudes it gives sum |x||w| + |b|.
     ones = {name: np.ones_like(each) for name, each in magnitudes.items()}
     count, magnitude = np.asarray(problem.call(problem.spec, ones)), np.asarray(problem.call(problem.spec, magnitudes))
-    bound = gamma(count + 1, u) * magnitude + count * tiny
-    if problem.precision is None or PRECISIONS[problem.precision] >= significand_bits(str(np.dtype(dtype))):
-        return (bound,)
-    # Both operands were cut to so many bits first, tensor cores truncate; half precision also loses what is subnormal.
-    unit = 2.0 ** (1 - PRECISIONS[problem.precision])
+    bits = PRECISIONS[problem.precision or "fp64"]
+    if bits >= significand_bits(str(np.dtype(dtype))):
+        return (gamma(count + 1, u) * magnitude + count * tiny,)
+    # Tensor cores cut both operands to so many bits and truncate, not round, where they add: twice the unit in both.
+    added = 3 * count if problem.precision == "3xtf32" else count  # There each product is a sum of three.
+    unit = 2.0 ** (1 - bits)
+    bound = gamma(added + 1, 2 * u) * magnitude + count * tiny
     bound = bound + ((1 + unit) ** 2 - 1) * (magnitude + bound)
     if problem.precision == "fp16":
+        # Half precision also loses what lies below its subnormals.
         beside = [problem.call(problem.spec, {**magnitudes, name: ones[name]}) for name in magnitudes]
         bound = bound + FP16_TINY * (sum(beside) + count * FP16_TINY)
     return (bound,)

@@ -21,7 +21,8 @@ def chain_bound(
     - `W e + gamma(n + 1) * (W (abs x + e) + abs b) + n*tiny`, W the magnitudes of its weights, if it sums n products;
     - `max_pool2d(e)`, `flatten(e)`, `e` if it pools, flattens, rectifies: that rounds nothing and is no steeper than 1.
 
-    n roundings are enough for n products with a bias or without; the one more covers the float64 of this function.
+    n roundings are enough for n products and a bias. The unit is the dtype's and float64's together, for the output
+    here is rounded too.
     Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., ch. 3.
     """
     own = chain.parameters(parameters).astype(np.float64)
@@ -44,4 +45,8 @@ def _carried(
     terms = layer.forward(specification, ones, np.ones_like(x))
     sums = layer.forward(specification, magnitudes, np.abs(x) + error)
     steepest = layer.forward(specification, {"weight": magnitudes["weight"]}, error)
-    return steepest + gamma(terms + 1, unit_roundoff(dtype)) * sums + terms * np.finfo(dtype).smallest_subnormal
+    return (
+        steepest
+        + gamma(terms + 1, unit_roundoff(dtype) + unit_roundoff(np.float64)) * sums
+        + terms * np.finfo(dtype).smallest_subnormal
+    )

@@ -121,10 +121,12 @@ def compare(
     came: tuple[np.ndarray, ...],
     right: tuple[np.ndarray, ...],
     allowed: tuple[np.ndarray, ...] | None = None,
+    whose: str = "the specification",
 ) -> float:
     """The worst error over its allowance; raises LawBroken at the first element beyond it.
 
     Without an allowance every element is equal, or NaN where the specification has NaN. A zero's sign is not compared.
+    `whose` answer is right, the message says.
     """
     if len(came) != len(right):
         raise LawBroken(f"{problem.operator}: the kernel gives {len(came)} results, needs {len(right)}", problem)
@@ -144,8 +146,8 @@ def compare(
             differences = Differences.of(got, expected, wrong)
             index = differences.indices[0]
             raise LawBroken(
-                f"{problem.operator} at {place(problem, index)}: the kernel gives {got[index]!s}, the specification "
-                f"{expected[index]!s}"
+                f"{problem.operator} at {place(problem, index)}: the kernel gives {_number(got[index])}, {whose} "
+                f"{_number(expected[index])}"
                 + (f", at most {float(limit[index]):.3g} apart" if allowed else "")
                 + f" ({differences.count} of {wrong.size} elements wrong)",
                 problem,
@@ -156,6 +158,11 @@ def compare(
                 differences=differences,
             )
     return worst
+
+
+def _number(value: Any) -> str:
+    """Whole numbers with all their digits: they are compared exactly."""
+    return str(int(value)) if np.isfinite(value) and value == int(value) and abs(value) < 2**53 else str(value)
 
 
 def _check_kind(problem: Problem, got: np.ndarray, expected: np.ndarray) -> None:

@@ -33,7 +33,7 @@ def shapes_of(arrays: Arrays) -> dict[str, tuple[int, ...]]:
 def _equal(problem: Problem, came: tuple[np.ndarray, ...], right: tuple[np.ndarray, ...], theorem: str) -> None:
     """Equal as whole numbers; the message says which identity is broken."""
     try:
-        compare(problem, came, right)
+        compare(problem, came, right, whose="itself otherwise")
     except LawBroken as broken:
         raise LawBroken(f"{theorem}: {broken}", broken.problem, broken.index, **broken.values) from None
 

@@ -5,6 +5,7 @@ from concurrent.futures import BrokenExecutor, Executor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
+from kernelproof.kernels.gpu import gpu
 from kernelproof.spec import OPERATORS, OPS, ParameterError, UnsupportedError
 
 from .adapters import ADAPTERS, OWN, require
@@ -192,13 +193,5 @@ def _entries(work: Sequence[Work], executor: Executor | None) -> Iterator[Entry]
 
 def installed() -> tuple[str, ...]:
     """The names that can run here, this project's own first."""
-    own = [name for name in OWN if name != "cuda" or _has_gpu()]
+    own = [name for name in OWN if name != "cuda" or gpu()[0]]
     return (*own, *(name for name, adapter in ADAPTERS.items() if adapter.installed))
-
-
-def _has_gpu() -> bool:
-    try:
-        from numba import cuda
-    except ImportError:
-        return False
-    return bool(cuda.is_available())

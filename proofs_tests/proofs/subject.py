@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernelproof import kernels
+from kernelproof.kernels.contract import DTYPES
 from kernelproof.kernels.source import kernels_hash, source_hash
 from kernelproof.spec import OPERATORS, OPS, ParameterError, UnsupportedError, find
 
@@ -88,6 +89,8 @@ def subject_of(
     """
     if precision is not None and precision not in PRECISIONS:
         raise ParameterError("verify", f"precision={precision!r}", f"one of {', '.join(PRECISIONS)}", "Choose one.")
+    if dtypes is not None and (isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(DTYPES)):
+        raise ParameterError("verify", f"dtypes={dtypes!r}", f"some of {DTYPES}, as a tuple", "Correct them.")
     limits = name_of(supports) if callable(supports) else supports
     if isinstance(kernel, str):
         kernel = kernels.backend(kernel) if kernel in adapters.OWN else adapters.load(kernel)

@@ -63,6 +63,11 @@ def loses_the_sign_of_zero(x: Any, kernel_size: Any, **options: Any) -> Any:
     return (y + np.float32(0), winner) if options["return_indices"] else y + np.float32(0)
 
 
+@breaks("keeps_nan_and_infinities", "cross_entropy")
+def cleans_its_logits(logits: Any, target: Any) -> Any:
+    return spec.cross_entropy(np.nan_to_num(logits), target)
+
+
 @breaks("is_the_adjoint_of_the_forward", "conv2d.dweight")
 def takes_the_first_group_only(dy: Any, x: Any, weight_shape: Any, **options: Any) -> Any:
     dweight = spec.conv2d_dweight(dy, x, weight_shape, **options)
