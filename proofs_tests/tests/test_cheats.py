@@ -137,7 +137,7 @@ def returns_the_same_buffer_each_time() -> Any:
     return kernel
 
 
-@cheat("the kernel gives -1.0")
+@cheat("the kernel gives -1")
 def hands_out_what_it_keeps() -> Any:
     kept: dict[bytes, Any] = {}
     return lambda x: kept.setdefault(x.tobytes() + repr((x.shape, x.dtype)).encode(), answer(x))
