@@ -122,7 +122,7 @@ def run(
         f"{last.result.cases:,} configurations hold, {last.result.vacuous:,} have zeros for an answer, "
         f"{last.result.unsupported:,} are declined; {rate:,.0f} a second"
     )
-    if last.result.escape is not None:
+    if last.result.verdict == "proven" and last.result.escape is not None:
         console.print(f"A kernel wrong in one of them alone escapes with probability <= {last.result.escape:.1e}")
     for path in save(report, cases):
         console.print(f"Saved; to try it again: kernelproof replay {path}", markup=False)

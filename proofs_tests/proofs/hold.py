@@ -126,6 +126,8 @@ def hold(
         with warnings.catch_warnings():
             # Overflowing and invalid operations are part of the problems; the answer is what counts.
             warnings.simplefilter("ignore", RuntimeWarning)
+            # Other threads of a Dask worker use `random` meanwhile, which hypothesis takes for ours.
+            warnings.simplefilter("ignore", hypothesis.errors.HypothesisDeprecationWarning)
             if not law.needs(subject.kernel(operator)):
                 run.unsupported, examples = examples, 0
             for problem in known:
