@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,21 @@ def test_shards_of_a_verification_are_the_whole_of_it() -> None:
     whole = verify(spec.relu.__call__, "relu", examples=5)
     shards = [verify(spec.relu.__call__, "relu", examples=5, shard=f"{which}/3") for which in (1, 2, 3)]
     assert sorted(said(result) for shard in shards for result in shard.results) == sorted(map(said, whole.results))
+
+
+def test_a_seed_means_the_same_whatever_is_loaded(tmp_path: Path) -> None:
+    script = (
+        "import sys, zlib; from kernelproof.proofs import verify; from kernelproof.spec import conv2d; seen = []\n"
+        "def kernel(*arrays, **options):\n    seen.append(repr(arrays)); return conv2d(*arrays, **options)\n"
+        "verify(kernel, 'conv2d', level='L1', examples=200); print(zlib.crc32(''.join(seen).encode()))"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", before + script], cwd=tmp_path, capture_output=True, check=True
+        ).stdout
+        for before in ("", "import kernelproof.command_line, kernelproof.proofs.museum\n")
+    }
+    assert len(runs) == 1
 
 
 def said(result: Result) -> tuple[Any, ...]:
