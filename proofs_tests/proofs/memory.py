@@ -79,14 +79,16 @@ class _Fenced:
             ctypes.memset(block, 0, size)
         return block
 
-    def resize(self, block: int, size: int) -> int | None:
+    def resize(self, block: int | None, size: int) -> int | None:
         new = self.allocate(size)
-        if new is not None:
+        if new is not None and block is not None:
             ctypes.memmove(new, block, min(size, self.blocks[block][0]))
             self.free(block)
         return new
 
-    def free(self, block: int) -> None:
+    def free(self, block: int | None) -> None:
+        if block is None:  # NULL, which C's free takes.
+            return
         self.look_at(block)
         del self.blocks[block]
         _free(block - FENCE)

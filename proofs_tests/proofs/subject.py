@@ -267,14 +267,22 @@ def named_arguments(operator: str, args: tuple[Any, ...], kwargs: Mapping[str, A
     return dict(inspect.signature(find(operator)).bind(*args, **kwargs).arguments)
 
 
+_NEUTRAL = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": 1}
+
+
 def forward_arguments(op: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The forward's arguments for a gradient's: ones for an operand that the gradient does not depend on."""
+    """The forward's arguments for a gradient's: ones for an operand that the gradient does not depend on.
+
+    The gradient in the bias is told no options, for it depends on none: there the forward gets those that do nothing.
+    """
     arguments = {}
     for name, parameter in inspect.signature(find(op)).parameters.items():
         if name in given:
             arguments[name] = given[name]
         elif name == "bias":
             arguments[name] = np.zeros(given["dy"].shape[1], given["dy"].dtype)
+        elif name in _NEUTRAL:
+            arguments[name] = _NEUTRAL[name]
         elif parameter.default is parameter.empty:
             arguments[name] = np.ones(given.get(f"{name}_shape") or _shape_beside(op, name, given), given["dy"].dtype)
     return arguments

@@ -9,9 +9,6 @@ from kernelproof.proofs.laws import Kernel
 from kernelproof.proofs.subject import forward_arguments, named_arguments
 from kernelproof.spec import OPERATORS
 
-NO_PADDING = ((0, 0), (0, 0))
-"""For the gradient in the bias, which is given dy alone."""
-
 
 def differentiated(
     forwards: Mapping[str, Callable[..., Any]],

@@ -11,22 +11,13 @@ import numpy as np
 from kernelproof.proofs.subject import Subject
 
 from . import framework
-from .autograd import NO_PADDING, differentiated
+from .autograd import differentiated
 
 jax = framework("jax", "jax")
 lax, jnp = jax.lax, jax.numpy
 
 
-def conv2d(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
-    *,
-    stride: Any = (1, 1),
-    padding: Any = NO_PADDING,
-    dilation: Any = (1, 1),
-    groups: int = 1,
-) -> Any:
+def conv2d(x: Any, weight: Any, bias: Any = None, *, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
     y = lax.conv_general_dilated(x, weight, stride, padding, rhs_dilation=dilation, feature_group_count=groups)
     return y if bias is None else y + bias[:, None, None]
 

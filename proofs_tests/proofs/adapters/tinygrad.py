@@ -11,7 +11,7 @@ import numpy as np
 from kernelproof.proofs.subject import Subject
 
 from . import framework, missing
-from .autograd import NO_PADDING, differentiated
+from .autograd import differentiated
 
 tinygrad = framework("tinygrad", "tinygrad")
 optim = framework("tinygrad.nn.optim", "tinygrad")
@@ -23,7 +23,7 @@ except RuntimeError as error:
     raise missing("tinygrad", f"{error}", "a device, or clang for the CPU") from error
 
 
-def conv2d(x: Any, weight: Any, bias: Any = None, *, padding: Any = NO_PADDING, **options: Any) -> Any:
+def conv2d(x: Any, weight: Any, bias: Any = None, *, padding: Any, **options: Any) -> Any:
     return x.conv2d(weight, bias, padding=flat(padding), **options)
 
 

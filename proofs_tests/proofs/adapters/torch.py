@@ -13,13 +13,13 @@ import numpy as np
 from kernelproof.proofs.subject import Subject
 
 from . import framework
-from .autograd import NO_PADDING, differentiated
+from .autograd import differentiated
 
 torch = framework("torch", "torch")
 functional = torch.nn.functional
 
 
-def conv2d(x: Any, weight: Any, bias: Any = None, *, padding: Any = NO_PADDING, **options: Any) -> Any:
+def conv2d(x: Any, weight: Any, bias: Any = None, *, padding: Any, **options: Any) -> Any:
     (top, bottom), (left, right) = padding
     if (top, left) == (bottom, right):
         return functional.conv2d(x, weight, bias, padding=(top, left), **options)
