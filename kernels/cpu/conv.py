@@ -200,10 +200,19 @@ def _conv2d_dx(first, last, dy, weight, dx, y_shape, groups, offsets, shape, str
         n, c = task // dx.shape[1], task % dx.shape[1]
         channels, filters = weight.shape[1], len(weight) // groups
         k = c // channels * filters
-        plane = np.zeros(shape, dx.dtype)
-        for each in range(k, k + filters):
-            _spread(dy[n, each], weight[each, c % channels], plane.reshape(plane.size), y_shape, offsets, shape[3])
-        _join_channel(plane, dx[n, c], stride, padding)
+        _channel_image(
+            dy[n, k : k + filters], weight[k : k + filters, c % channels], dx[n, c],
+            y_shape, offsets, shape, stride, padding,
+        )  # fmt: skip
+
+
+@serial
+def _channel_image(dy, weight, dx, y_shape, offsets, shape, stride, padding):
+    """The group's filters in rising order, summed in a plane of the task's own, which is then put together."""
+    plane = np.zeros(shape, dx.dtype)
+    for k in range(len(weight)):
+        _spread(dy[k], weight[k], plane.reshape(plane.size), y_shape, offsets, shape[3])
+    _join_channel(plane, dx, stride, padding)
 
 
 @serial
@@ -257,11 +266,16 @@ def _add_products(sums, a, b):
 @parallel
 def _conv2d_dbias(first, last, dy, dbias):
     for k in prange(first, last):
-        sums = np.zeros(dy.shape[3], dy.dtype)
-        for n in range(dy.shape[0]):
-            for p in range(dy.shape[2]):
-                add_scaled(sums, 1, dy[n, k, p])
-        dbias[k] = _total(sums)
+        dbias[k] = _sum_of_filter(dy, k)
+
+
+@serial
+def _sum_of_filter(dy, k):
+    sums = np.zeros(dy.shape[3], dy.dtype)
+    for n in range(dy.shape[0]):
+        for p in range(dy.shape[2]):
+            add_scaled(sums, 1, dy[n, k, p])
+    return _total(sums)
 
 
 @serial
