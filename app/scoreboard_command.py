@@ -151,7 +151,7 @@ def _known(finding: Finding | None) -> str:
     if finding is None:
         return "Not explained yet."
     verdict = "Differs by documented semantics: " if finding.documented else ""
-    return f"{verdict}{finding.sentence} {finding.link or 'Not reported.'}"
+    return f"{verdict}{finding.sentence} {finding.link or 'We know of no report.'}"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

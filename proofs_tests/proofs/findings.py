@@ -12,8 +12,8 @@ class Finding:
     """One sentence about laws that fall for an operator of an adapter, and where to read of it.
 
     `operator`, `law` and `says` are patterns; `says` is found in the failure's message or problem, so that another
-    failure of the same law stays unexplained. `documented`: the framework's semantics are others, consistent and written
-    down, so it differs and is not wrong. Without a link no report is known.
+    failure of the same law stays unexplained. `documented`: the framework's semantics are others, consistent and
+    written down, so it differs and is not wrong. Without a link no report is known.
     """
 
     adapter: str
