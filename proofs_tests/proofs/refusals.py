@@ -66,9 +66,9 @@ def survives_impossible_sizes(kernel: Kernel, problem: Problem) -> Observation:
     arrays = problem.arrays()
     if not math.prod(problem.output) or not problem.output:
         return Observation(vacuous=True)
-    result = math.prod(problem.shapes["x"] if "." in problem.operator else problem.output)
-    least = min(result, *(array.size for name, array in arrays.items() if name in ("x", "dy")))
-    batch = BEYOND // least
+    result = problem.shapes["x"] if "." in problem.operator else problem.output
+    images = [result, *(array.shape for name, array in arrays.items() if name in ("x", "dy"))]
+    batch = BEYOND // min(math.prod(shape[1:]) for shape in images)
     try:
         huge = {
             name: np.broadcast_to(array[:1], (batch, *array.shape[1:])) if name in ("x", "dy") else array
