@@ -72,12 +72,13 @@ def _near(problem: Problem) -> Iterator[Problem]:
 
 
 def _legal(problem: Problem) -> bool:
-    """Whether the specification takes a call of these shapes and options."""
+    """Whether the specification takes a call of these shapes and options, and its forward: a gradient may not tell."""
     try:
-        problem.call(problem.spec.door, {
-            name: np.broadcast_to(np.zeros((), np.int64 if name == "target" else problem.dtype), shape)
-            for name, shape in problem.array_shapes.items()
-        })  # fmt: skip
+        for each in (problem, replace(problem, operator=problem.op.name)):
+            each.call(each.spec.door, {
+                name: np.broadcast_to(np.zeros((), np.int64 if name == "target" else each.dtype), shape)
+                for name, shape in each.array_shapes.items()
+            })  # fmt: skip
     except ValueError:  # The door's refusal, or numpy's of the negative size that a window too large would give.
         return False
     return True
