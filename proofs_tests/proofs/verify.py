@@ -91,7 +91,12 @@ def verify(
 def work_of(subject: Subject, levels: Iterable[str], shard: str | None = None) -> Sequence[Theorem | tuple[str, str]]:
     """What there is to decide about a subject, or a shard of it: theorems, then operators with the name of a law."""
     theorems = THEOREMS.values() if "L0" in levels and whole_table(subject) else ()
-    laws = ((operator, law.name) for operator in subject.functions for law in laws_of(operator, levels))
+    laws = (
+        (operator, law.name)
+        for operator in subject.functions
+        for law in laws_of(operator, levels)
+        if law.needs(subject.kernel(operator))
+    )
     return share([*theorems, *laws], shard)
 
 

@@ -368,7 +368,7 @@ def test_a_kernel_that_dies_of_bad_input_is_refuted_and_the_run_goes_on(operator
 def test_bad_input_is_no_matter_of_a_kernel_that_does_not_ask_for_it() -> None:
     unchecked = dies_of("groups", 0, signal.SIGFPE)
     results = verify(unchecked, "conv2d", examples=2).results
-    assert {result.verdict for result in results if result.level == "L9"} == {"unsupported"}
+    assert not [result for result in results if result.level == "L9"]
 
 
 def test_a_script_needs_no_guard_for_its_kernels_own_process(tmp_path: Path) -> None:
