@@ -5,7 +5,8 @@ at most half the window: the rest is declined. A tensor has no negative strides,
 ones are; all other layouts reach PyTorch as they are.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,20 @@ def pull_back(forward: Callable[..., Any], given: Mapping[str, Any], argument: s
     return torch.autograd.grad(forward(**given), wanted, dy)[0]
 
 
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads in this block; left set, they would hold for this thread and not for new ones."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 SUBJECT = Subject(
     "torch",
     differentiated(FORWARDS, tensor, pull_back, on_host=lambda each: each.detach().numpy()),
     dtypes=("float32", "float64"),
-    threads=torch.set_num_threads,
+    threads=threads,
 )
