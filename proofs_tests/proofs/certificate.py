@@ -12,7 +12,7 @@ from kernelproof.spec import OPERATORS, ParameterError
 
 from .report import Report, Result
 from .subject import Subject, subject_of
-from .verify import laws_of, verify
+from .verify import laws_for, verify
 
 SCHEMA = "kernelproof.certificate/1"
 """Changes its number when a reader of the file would have to change."""
@@ -87,7 +87,7 @@ def differences(held: Mapping[str, Any], subject: Subject) -> list[str]:
             continue
         if proven["specification"] != specification_hash(operator):
             found.append(f"the specification of {operator} has changed")
-        missing = {law.name for law in laws_of(operator)} - set(proven["laws"])
+        missing = {law.name for law in laws_for(subject, operator)} - set(proven["laws"])
         found += [f"{operator} was not held to: {law.replace('_', ' ')}" for law in sorted(missing)]
     return found
 

@@ -91,13 +91,13 @@ def verify(
 def work_of(subject: Subject, levels: Iterable[str], shard: str | None = None) -> Sequence[Theorem | tuple[str, str]]:
     """What there is to decide about a subject, or a shard of it: theorems, then operators with the name of a law."""
     theorems = THEOREMS.values() if "L0" in levels and whole_table(subject) else ()
-    laws = (
-        (operator, law.name)
-        for operator in subject.functions
-        for law in laws_of(operator, levels)
-        if law.needs(subject.kernel(operator))
-    )
+    laws = ((operator, law.name) for operator in subject.functions for law in laws_for(subject, operator, levels))
     return share([*theorems, *laws], shard)
+
+
+def laws_for(subject: Subject, operator: str, levels: Iterable[str] = LEVELS) -> list[Law]:
+    """The laws that a subject's kernel for an operator is held to: those whose needs it has declared."""
+    return [law for law in laws_of(operator, levels) if law.needs(subject.kernel(operator))]
 
 
 def whole_table(subject: Subject) -> bool:
