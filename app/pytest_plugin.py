@@ -100,7 +100,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     subject: Subject | None = getattr(metafunc.function, "kernelproof_subject", None)
     if subject is None:
         return
-    from kernelproof.proofs.verify import LEVELS, laws_of
+    from kernelproof.proofs.verify import LEVELS, laws_for
 
     levels, expected = metafunc.config.option.kernelproof_level or LEVELS, metafunc.config.stash[_EXPECTED]
     metafunc.parametrize(
@@ -111,7 +111,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 marks=[_failing(expected[operator, law.name])] if (operator, law.name) in expected else (),
             )
             for operator in subject.functions
-            for law in laws_of(operator, levels)
+            for law in laws_for(subject, operator, levels)
         ],
     )  # fmt: skip
 

@@ -10,6 +10,8 @@ from kernelproof.spec import OPERATORS, OPS, ParameterError, UnsupportedError
 
 from .adapters import ADAPTERS, OWN, require
 from .findings import Finding, finding_of
+from .judging import declared
+from .laws import LAWS
 from .report import Report, Result, reproduction, versions
 from .subject import operators_of, subject_of
 from .verify import LEVELS, laws_of, verify
@@ -101,7 +103,9 @@ class Scoreboard:
             known = [finding_of(adapter, each) for each in fallen]
             documented = all(finding is not None and finding.documented for finding in known)
             return Cell("differs" if documented else "refuted", cases, fallen)
-        if laws > {each.law for each in results if each.verdict != "vacuous"}:
+        # A law that needs a declaration which an adapter may not make was not promised.
+        promised = {name for name in laws if LAWS[name].needs(declared(len))}
+        if promised - {each.law for each in results if each.verdict != "vacuous"}:
             return Cell("not checked", cases)
         return Cell("proven" if cases else "unsupported", cases)
 
