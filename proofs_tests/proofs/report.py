@@ -104,6 +104,17 @@ class Report:
                 return verdict
         return "unsupported"
 
+    def __str__(self) -> str:
+        """The verdict, and what to know about each law that is broken."""
+        lines = [
+            f"{self.kernel}: {self.verdict}, {len(self.laws)} laws on {self.problems:,} problems, seed {self.seed}"
+        ]
+        for result in self.failures:
+            assert result.failure is not None
+            lines += ["", f"{result.level} {result.law.replace('_', ' ')}", result.failure.message]
+            lines += [reproduction(result, self)]
+        return "\n".join(lines)
+
     @property
     def exit_status(self) -> int:
         """0 proven, 1 refuted, 3 nothing checked."""

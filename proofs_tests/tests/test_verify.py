@@ -55,6 +55,13 @@ def test_the_same_seed_draws_the_same_problems() -> None:
     assert [{**each, "seconds": 0} for each in runs[0]] == [{**each, "seconds": 0} for each in runs[1]]
 
 
+def test_a_report_prints_as_what_there_is_to_know() -> None:
+    report = verify(lambda x: x + 1, "relu", level="L1", examples=5)
+    assert "refuted" in str(report)
+    assert "check('equals_the_specification_on_whole_numbers', kernel, problem)" in str(report)
+    assert len(str(report)) < 4000
+
+
 def test_the_report_is_json() -> None:
     report = verify(spec.linear.__call__, "linear", examples=10)
     assert json.loads(json.dumps(report.as_json()))["verdict"] == "proven"
