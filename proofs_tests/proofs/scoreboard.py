@@ -10,11 +10,10 @@ from kernelproof.spec import OPERATORS, OPS, ParameterError, UnsupportedError
 
 from .adapters import ADAPTERS, OWN, require
 from .findings import Finding, finding_of
-from .judging import declared
-from .laws import LAWS
 from .report import Report, Result, reproduction, versions
+from .shape_algebra import Theorem
 from .subject import operators_of, subject_of
-from .verify import LEVELS, laws_of, verify
+from .verify import LEVELS, laws_of, verify, work_of
 
 SCHEMA = "kernelproof.scoreboard/1"
 
@@ -38,22 +37,21 @@ class Work:
             subject = subject_of(self.adapter)
         except UnsupportedError as unsupported:
             return Entry(self.adapter, self.op, (), None, str(unsupported))
-        has = tuple(operator for operator in operators_of(self.op) if operator in subject.functions)
-        if not has:
-            return Entry(self.adapter, self.op, has, Report(self.adapter, self.seed, self.examples, ()))
-        report = verify(
-            subject, self.op, level=HELD, examples=self.examples, seed=self.seed, time_limit=self.time_limit
-        )
-        return Entry(self.adapter, self.op, has, report)
+        if not set(operators_of(self.op)) & set(subject.functions):
+            return Entry(self.adapter, self.op, (), Report(self.adapter, self.seed, self.examples, ()))
+        subject = subject_of(subject, self.op)
+        report = verify(subject, level=HELD, examples=self.examples, seed=self.seed, time_limit=self.time_limit)
+        asked = tuple(each for each in work_of(subject, HELD) if not isinstance(each, Theorem))
+        return Entry(self.adapter, self.op, asked, report)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of it: which of the row's operators the adapter has, and their report; without one, why not."""
+    """What became of it: the operators and laws that it was held to, and their report; without one, why not."""
 
     adapter: str
     op: str
-    has: tuple[str, ...]
+    asked: tuple[tuple[str, str], ...]
     report: Report | None
     why: str = ""
 
@@ -90,22 +88,18 @@ class Scoreboard:
         """What a level came to, or all of them together."""
         op = operator.partition(".")[0]
         entry = next(entry for entry in self.entries if (entry.adapter, entry.op) == (adapter, op))
-        laws = {law.name for law in laws_of(operator, HELD if level is None else [level])}
+        there_are = {law.name for law in laws_of(operator, HELD if level is None else [level])}
+        laws = {law for held, law in entry.asked if held == operator and law in there_are}
         if not laws:
-            return Cell("no law")
-        if entry.report is None:
-            return Cell("not checked")
-        if operator not in entry.has:
-            return Cell("unsupported")
+            return Cell("no law" if not there_are else "unsupported" if entry.report else "not checked")
+        assert entry.report is not None
         results = [each for each in entry.report.laws if each.operator == operator and each.law in laws]
         cases, fallen = sum(each.cases for each in results), tuple(each for each in results if each.failure)
         if fallen:
             known = [finding_of(adapter, each) for each in fallen]
             documented = all(finding is not None and finding.documented for finding in known)
             return Cell("differs" if documented else "refuted", cases, fallen)
-        # A law that needs a declaration which an adapter may not make was not promised.
-        promised = {name for name in laws if LAWS[name].needs(declared(len))}
-        if promised - {each.law for each in results if each.verdict != "vacuous"}:
+        if laws > {each.law for each in results if each.verdict != "vacuous"}:
             return Cell("not checked", cases)
         return Cell("proven" if cases else "unsupported", cases)
 
