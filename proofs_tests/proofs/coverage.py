@@ -75,6 +75,9 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
         "ceil_mode adds a window": lambda problem: _window(problem).ceil_mode and any(
             _leftover(_window(problem), axis, problem.shapes["x"][axis + 2]) for axis in (0, 1)
         ),
+        "2x2 with stride 2 on an odd width": lambda problem: (
+            _window(problem).kernel == problem.options["stride"] == (2, 2) and problem.shapes["x"][3] % 2 == 1
+        ),
         "indices asked for": lambda problem: problem.options["return_indices"],
     },
     "linear": {
