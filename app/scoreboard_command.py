@@ -28,6 +28,16 @@ LEGEND = (
     "- unsupported, ? not checked"
 )
 
+INTRODUCTION = """# Scoreboard
+
+Others' operators, and this project's, held to the same [laws](laws.md). Each framework's own functions are called with
+the operator's arguments by a small adapter (`kernelproof.proofs.adapters`), on the CPU, with gradients by its own
+differentiation; what it does not have is unsupported and no fault. A refutation speaks of the law that fell and of no
+more; each is told below with what we know of it. Where a framework documents other semantics, it differs and is not
+wrong.
+
+Made by `kernelproof scoreboard --examples {examples} --seed {seed}` with {made_with}."""
+
 
 def board(
     *,
@@ -104,54 +114,60 @@ def show(console: Console, found: Scoreboard) -> None:
         if entry.report is None:
             console.print(f"{entry.adapter} {entry.op}: not checked, {entry.why}", markup=False)
     for adapter in found.adapters:
-        for result, finding in found.fallen(adapter):
-            console.print(f"\n[bold]{adapter}[/] {result.level} {result.operator}: {escape(_theorem(result))}")
-            console.print(result.failure.message if result.failure else "", markup=False)
-            console.print(_known(finding), markup=False)
+        for operator, finding, results in fallen(found, adapter):
+            console.print(f"\n[bold]{adapter}[/] {operator}: {escape(_theorems(results))}")
+            console.print(f"{_message(results[0])}\n{_known(finding, finding.link if finding else '')}", markup=False)
 
 
 def as_markdown(found: Scoreboard) -> str:
     """The board, each adapter by level, and what fell, with the smallest case as code to paste."""
     versions = {name: version for packages in found.adapters.values() for name, version in packages.items()}
     made_with = ", ".join(f"{name} {version}" for name, version in {**found.versions, **versions}.items())
+    whole = ((f"`{each}`", *(text(found.cell(name, each)) for name in found.adapters)) for each in found.operators)
     parts = [
-        "# Scoreboard",
-        f"{found.examples} problems for each law, seed {found.seed}; {made_with}.",
-        LEGEND + ".",
-        _table(
-            ("operator", *found.adapters),
-            (
-                (f"`{each}`", *(text(found.cell(adapter, each)) for adapter in found.adapters))
-                for each in found.operators
-            ),
-        ),
+        INTRODUCTION.format(examples=found.examples, seed=found.seed, made_with=made_with),
+        _table(("operator", *found.adapters), whole),
+        f"{LEGEND}.",
     ]
     parts += [f"{each.adapter} `{each.op}`: not checked, {each.why}" for each in found.entries if each.report is None]
     for adapter in found.adapters:
-        parts += [f"## {adapter}", _table(
-            ("operator", *HELD),
-            ((f"`{each}`", *(text(found.cell(adapter, each, level)) for level in HELD)) for each in found.operators),
-        )]  # fmt: skip
-        for result, finding in found.fallen(adapter):
+        cells = {each: [text(found.cell(adapter, each, level)) for level in HELD] for each in found.operators}
+        rows = ((f"`{operator}`", *row) for operator, row in cells.items() if set(row) - {SIGNS["unsupported"], ""})
+        parts += [f"## {adapter}", _table(("operator", *HELD), rows)]
+        for operator, finding, results in fallen(found, adapter):
+            link = finding.link if finding else ""
+            target = f"[{link}]({link.removeprefix('docs/')})" if link else ""
             parts += [
-                f"**`{result.operator}`, {result.level}: {_theorem(result)}.** {_known(finding)}",
-                f"```text\n{result.failure.message if result.failure else ''}\n```",
+                f"**`{operator}`**: {_known(finding, target)}",
+                f"Fell: {_theorems(results)}. For example, {_message(results[0])}.",
                 f"<details><summary>The smallest case, to paste into Python</summary>\n\n"
-                f"```python\n{code(adapter, result)}\n```\n\n</details>",
+                f"```python\n{code(adapter, results[0])}\n```\n\n</details>",
             ]
     return "\n\n".join(parts) + "\n"
 
 
-def _theorem(result: Result) -> str:
-    return result.law.replace("_", " ")
+def fallen(found: Scoreboard, adapter: str) -> list[tuple[str, Finding | None, list[Result]]]:
+    """The laws that fell for an adapter, those together that fell for one reason."""
+    together: dict[tuple[str, Finding | None], list[Result]] = {}
+    for result, finding in found.fallen(adapter):
+        together.setdefault((result.operator, finding), []).append(result)
+    return [(operator, finding, results) for (operator, finding), results in together.items()]
 
 
-def _known(finding: Finding | None) -> str:
-    """What is known of a law that fell, in one sentence, with its link."""
+def _theorems(results: Iterable[Result]) -> str:
+    return ", ".join(f"{result.level} {result.law.replace('_', ' ')}" for result in results)
+
+
+def _message(result: Result) -> str:
+    return result.failure.message if result.failure else ""
+
+
+def _known(finding: Finding | None, link: str) -> str:
+    """What is known of laws that fell, in one sentence, and where to read of it."""
     if finding is None:
         return "Not explained yet."
     verdict = "Differs by documented semantics: " if finding.documented else ""
-    return f"{verdict}{finding.sentence} {finding.link or 'We know of no report.'}"
+    return f"{verdict}{finding.sentence} {link or 'We know of no report.'}"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

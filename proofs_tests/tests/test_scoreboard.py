@@ -77,6 +77,8 @@ def test_documented_semantics_differ_and_are_not_wrong(
 def test_the_page_shows_what_fell_with_code_to_paste(wrong: Scoreboard):
     page = as_markdown(wrong)
     assert "| `relu` | ✗ L4 |" in page
+    assert "kernelproof scoreboard --examples 10 --seed 0" in page
+    assert "L4 puts special values where the specification does" in page
     assert "kernel = 'wrong'" in page
     assert f"check({findings.SPECIAL!r}, kernel, problem)" in page
     assert "Not explained yet." in page
