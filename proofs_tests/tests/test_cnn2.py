@@ -215,7 +215,7 @@ def test_the_default_is_the_cnn2_of_28x28_digits():
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"c1": 0}, "CNN2Config: c1=0; needs a whole number >= 1"),
+        ({"c1": 0}, "CNN2Config: c1=0; needs a whole number from 1"),
         ({"out_dim": 2.5}, "CNN2Config: out_dim=2.5"),
         ({"image_size": 0}, "CNN2Config: image_size=0"),
         ({"stride": 0}, "CNN2Config.conv1: stride=0"),
