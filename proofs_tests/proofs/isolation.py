@@ -131,7 +131,10 @@ def _serve(pickled: bytes, connection: Connection) -> None:
             law, problem = connection.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        connection.send(_outcome(LAWS[law], subject, problem))
+        try:
+            connection.send(_outcome(LAWS[law], subject, problem))
+        except BrokenPipeError:  # The parent is gone: nobody waits for the answer.
+            return
 
 
 def _outcome(law: Law, subject: Subject, problem: Problem) -> Any:
