@@ -11,7 +11,7 @@ from .report import Result
 class Finding:
     """One sentence about laws that fall for an operator of an adapter, and where to read of it.
 
-    `operator`, `law` and `says` are patterns; `says` is found in the failure's message or problem, so that another
+    `operator`, `law` and `says` are patterns; `says` is found in law, message and problem, so that another
     failure of the same law stays unexplained. `documented`: the framework's semantics are others, consistent and
     written down, so it differs and is not wrong. Without a link no report is known.
     """
@@ -27,13 +27,14 @@ class Finding:
 
 SPECIAL = "puts_special_values_where_the_specification_does"
 COPIED = f"{SPECIAL}|returns_an_input_bit_for_bit"
-INDEX = r"(?s)gives \d+, the specification \d+ .*'return_indices': True"
+INDEX = r"(?s)^(?=returns_an_input|.*'return_indices': True).*gives -?\d+, the specification \d+ "
+"""An index is wrong: one was asked for, and the numbers are whole."""
 SUBNORMAL = r"specification -?[\d.]+e-(39|4\d)"
 CARDS = "docs/semantics.md"
 
 FINDINGS: Sequence[Finding] = (
     Finding(
-        "torch", ".*", "gives_the_same_bits_on_any_number_of_threads", "gives",
+        "torch", ".*", "gives_the_same_bits_on_any_number_of_threads", "the kernel gives",
         "A sum's order follows the number of threads, and PyTorch promises no equal bits where the order differs.",
         "https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html",
         documented=True,
@@ -72,7 +73,7 @@ FINDINGS: Sequence[Finding] = (
         "a stride or dilation NaN wins if it comes first.",
     ),
     Finding(
-        "onnx.reference", "max_pool2d", ".*", "output shape cannot be null|result has shape|gives",
+        "onnx.reference", "max_pool2d", ".*", "output shape cannot be null|result has shape|the kernel gives",
         "With stride 1 and dilation 1 the attribute pads is read as top, bottom, left, right, where ONNX says top, "
         "left, bottom, right; and Indices are counted in rows as long as the output's.",
     ),
@@ -115,7 +116,7 @@ FINDINGS: Sequence[Finding] = (
         "https://github.com/tinygrad/tinygrad/issues/862",
     ),
     Finding(
-        "tinygrad", r"max_pool2d\.dx", ".*", "gives|derivative",
+        "tinygrad", r"max_pool2d\.dx", ".*", "the kernel gives|derivative",
         "Where values tie, the gradient is shared equally, which is a subgradient too; here the first one gets it.",
         "https://github.com/tinygrad/tinygrad/blob/master/tinygrad/mixin/gradient.py", documented=True,
     ),
@@ -125,7 +126,7 @@ FINDINGS: Sequence[Finding] = (
 
 def finding_of(adapter: str, result: Result) -> Finding | None:
     """What is known about a refuted law, if anything."""
-    told = f"{result.failure.message}\n{result.failure.problem}" if result.failure else ""
+    told = f"{result.law}\n{result.failure.message}\n{result.failure.problem}" if result.failure else ""
     return next(
         (
             each
