@@ -39,6 +39,14 @@ def test_the_readme_commands_exist(command: str) -> None:
     assert "Usage: kernelproof" in run.stdout
 
 
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name
+)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_the_reference_pages_are_up_to_date() -> None:
     specification = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
     assert specification is not None
