@@ -74,7 +74,9 @@ def test_summary_and_info_are_readable_by_programs() -> None:
 @pytest.mark.parametrize("arguments", [["verify", "--examples", "100000"], ["train", "--epochs", "100000"]])
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="only POSIX interrupts processes so")
 def test_ctrl_c_ends_it_with_130_and_nothing_half_written(arguments: list[str], seconds: float, tmp_path: Path) -> None:
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=_listens
+    )
     while _cpu_seconds(process.pid) < seconds:  # Its own time on a core: other processes may be in its way.
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -83,6 +85,11 @@ def test_ctrl_c_ends_it_with_130_and_nothing_half_written(arguments: list[str], 
         assert (process.returncode, "Traceback" in complaint) == (130, False)
     assert process.returncode in (130, -signal.SIGINT)
     assert list(tmp_path.iterdir()) == []
+
+
+def _listens() -> None:
+    """Where tests run in the background Ctrl-C is ignored, which a process hands on to those it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _cpu_seconds(process: int) -> float:
