@@ -86,7 +86,7 @@ def writes_to_its_input_and_restores_it() -> Any:
     return kernel
 
 
-@cheat("beside calls of other threads")
+@cheat("beside calls of other threads | wrote to its input x")  # It depends on which thread sees what first.
 def writes_and_restores_where_it_may() -> Any:
     def kernel(x: Any) -> Any:
         if not x.flags.writeable:
@@ -321,7 +321,7 @@ def test_a_cheat_is_refuted(name: str) -> None:
     report = verify(make(), operator, level=("L1", "L3", "L4", "L7", "L8"), examples=40)
     assert report.verdict == "refuted"
     messages = [result.failure.message for result in report.failures if result.failure]
-    assert any(says in message for message in messages), messages
+    assert any(each in message for each in says.split(" | ") for message in messages), messages
 
 
 def test_what_knows_that_it_is_tested_is_believed() -> None:
