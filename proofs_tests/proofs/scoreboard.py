@@ -168,12 +168,12 @@ def scoreboard(
     for name in names:
         if name not in OWN:
             require(name)
+    packages = {name: ADAPTERS[name].versions if name in ADAPTERS else {} for name in names}
     work = [Work(name, row, examples, seed, time_limit) for name in names for row in rows]
     entries = {}
     for entry in _entries(work, executor):
         entries[entry.adapter, entry.op] = entry
         progress(entry)
-    packages = {name: ADAPTERS[name].versions if name in ADAPTERS else {} for name in names}
     return Scoreboard(packages, tuple(entries[each.adapter, each.op] for each in work), examples, seed)
 
 
