@@ -3,6 +3,7 @@
 The entry has the parameter names of the specification's body and restates nothing: shapes and types are the
 specification's annotations, enforced by jaxtyping and beartype around the entry, never inside jitted code. Its
 docstring adds what is the kernel's own: parallel axes, accumulation type and order, layouts, limits, fallback.
+An entry that can do better where more rounding is allowed asks for it: one more parameter, `*, precision`.
 """
 
 import functools
@@ -10,7 +11,7 @@ import inspect
 import operator as python_operator
 from collections.abc import Callable
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import numpy as np
 from beartype import beartype
@@ -21,6 +22,9 @@ from kernelproof.spec.operator import Operator
 
 DTYPES = ("float32", "float64")
 """Scalar types that kernels compute in."""
+
+Precision: TypeAlias = Literal["strict", "fast", "tf32", "fp16", "bf16"]
+"""What rounding is allowed. "strict", the default, holds the componentwise bound and so serves every other choice."""
 
 KERNELS: dict[tuple[str, str], Callable[..., Any]] = {}
 """The one dispatch table: `(operator name, backend)` to the checked entry."""
@@ -38,22 +42,25 @@ def implements(
     def bind(entry: Callable[..., Any]) -> Callable[..., Any]:
         name = operator.__name__
         came, needed = list(inspect.signature(entry).parameters), list(contract.parameters)
-        if came != needed:
+        chooses = came[-1:] == ["precision"]
+        if came[: len(came) - chooses] != needed:
             raise TypeError(f"{name} on {backend}: the kernel takes {came}; needs {needed}, as the specification.")
         hints = {key: each.annotation for key, each in contract.parameters.items()} | {
             "return": contract.return_annotation
         }
         entry.__annotations__ = {key: _over(array_type, hint) for key, hint in hints.items()}
+        precision = inspect.Parameter("precision", inspect.Parameter.KEYWORD_ONLY, annotation=Precision)
         entry.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [each.replace(annotation=entry.__annotations__[key]) for key, each in contract.parameters.items()],
+            [each.replace(annotation=entry.__annotations__[key]) for key, each in contract.parameters.items()]
+            + [precision] * chooses,
             return_annotation=entry.__annotations__["return"],
         )
         checked = jaxtyped(typechecker=beartype)(entry)
 
         @functools.wraps(entry)
-        def kernel(*arguments: Any) -> Any:
+        def kernel(*arguments: Any, precision: Precision = "strict") -> Any:
             _check_dtypes(name, backend, needed, arguments)
-            return checked(*arguments)
+            return checked(*arguments, precision=precision) if chooses else checked(*arguments)
 
         kernel.__doc__ = f"{inspect.getdoc(operator)}\n\nOn {backend}: {inspect.getdoc(entry)}"
         KERNELS[name, backend] = kernel

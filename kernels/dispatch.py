@@ -14,11 +14,8 @@ from kernelproof.spec.errors import DtypeError, ParameterError, UnsupportedError
 from kernelproof.spec.operator import Operator
 from kernelproof.spec.ops import OPERATORS
 
-from .contract import KERNELS
+from .contract import KERNELS, Precision
 from .source import kernels_hash, specification_hash
-
-Precision: TypeAlias = Literal["strict", "fast", "tf32", "fp16", "bf16"]
-"""What rounding is allowed. "strict", the default, holds the componentwise bound and so serves every other choice."""
 
 Certified: TypeAlias = Literal["current", "stale", "none"]
 """Whether a kernel holds a certificate of its present source and specification, of earlier ones, or none."""
@@ -27,29 +24,37 @@ _MODULES = {"cpu": "kernelproof.kernels.cpu", "cuda": "kernelproof.kernels.cuda"
 
 
 class Backend:
-    """All operators on one kind of processor: `cpu(spec.conv2d, x, weight, padding=1)`.
+    """All operators on one kind of processor, with the rounding allowed: `cpu(spec.conv2d, x, weight, padding=1)`.
 
     A chain takes it as its way to perform operators. Importing the kernels waits for the first call.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, precision: Precision = "strict") -> None:
+        self.name, self.precision = name, precision
+
+    def at(self, precision: Precision) -> "Backend":
+        """The same processor with that rounding allowed; raises ParameterError."""
+        if precision not in get_args(Precision):
+            needed = " or ".join(map(repr, get_args(Precision)))
+            raise ParameterError("kernelproof", f"precision={precision!r}", needed, "Choose one of them.")
+        return type(self)(self.name, precision)
 
     def kernel(self, operator: Operator[...]) -> Callable[..., Any]:
         """This backend's checked kernel for `operator`; raises UnsupportedError if it has none."""
         importlib.import_module(_MODULES[self.name])
         try:
-            return KERNELS[operator.__name__, self.name]
+            kernel = KERNELS[operator.__name__, self.name]
         except KeyError:
             raise UnsupportedError(
                 operator.__name__, f"backend {self.name!r}", "a kernel for it", "Use kernelproof.spec."
             ) from None
+        return kernel if self.precision == "strict" else functools.partial(kernel, precision=self.precision)
 
     def __call__(self, operator: Operator[...], *args: Any, **kwargs: Any) -> Any:
         return operator.perform(self.kernel(operator), *args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"<backend {self.name}>"
+        return f"<backend {self.name}, {self.precision}>"
 
 
 class _Cuda(Backend):
@@ -125,11 +130,7 @@ def on_kernels(operator: Operator[...]) -> Callable[..., Any]:
 
     @functools.wraps(operator.door)
     def public(*args: Any, precision: Precision = "strict", **kwargs: Any) -> Any:
-        if precision not in get_args(Precision):
-            raise ParameterError(
-                operator.__name__, f"precision={precision!r}", " or ".join(get_args(Precision)), "Choose one of them."
-            )
-        return backend_of(operator.__name__, [*args, *kwargs.values()])(operator, *args, **kwargs)
+        return backend_of(operator.__name__, [*args, *kwargs.values()]).at(precision)(operator, *args, **kwargs)
 
     signature = inspect.signature(operator)
     precision = inspect.Parameter("precision", inspect.Parameter.KEYWORD_ONLY, default="strict", annotation=Precision)

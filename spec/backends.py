@@ -14,15 +14,20 @@ def specification(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     return operator(*args, **kwargs)
 
 
-def performer(backend: str | Perform | ModuleType) -> Perform:
+def performer(backend: str | Perform | ModuleType, precision: str) -> Perform:
     """A perform for a backend's name, a module with functions of the operators' names, or itself if it is one."""
     if isinstance(backend, str):
-        return load("kernelproof.backends", backend)
-    if isinstance(backend, ModuleType):
-        return functions_of(backend)
-    if callable(backend):
+        backend = load("kernelproof.backends", backend)
+    elif isinstance(backend, ModuleType):
+        backend = functions_of(backend)
+    if not callable(backend):
+        raise ParameterError("SpecChain", f"compile({backend!r})", "a name, a callable or a module", "Pass 'cpu'.")
+    if precision == "strict":
         return backend
-    raise ParameterError("SpecChain", f"compile({backend!r})", "a name, a callable or a module", "Pass 'cpu'.")
+    at = getattr(backend, "at", None)
+    if at is None:
+        raise UnsupportedError("SpecChain", f"precision={precision!r}", "a backend's name with it", "Pass 'cpu'.")
+    return at(precision)
 
 
 def load(group: str, name: str) -> Any:

@@ -237,13 +237,16 @@ class SpecChain:
             "Resize, crop or pad x, or wire the chain for that size.",
         )
 
-    def compile(self, backend: str | Perform | ModuleType) -> "SpecChain":
+    def compile(self, backend: str | Perform | ModuleType, *, precision: str = "strict") -> "SpecChain":
         """The same chain on other kernels: `"cpu"`, `"cuda"`, any `perform(operator, *args, **kwargs)`, or a module
-        with functions of the operators' names. Raises UnsupportedError, saying what to install, if there is no such
-        backend, ParameterError.
+        with functions of the operators' names. `precision` says what rounding a backend's kernels may add: `"strict"`,
+        `"fast"` and what else `kernelproof.kernels` lists.
+
+        Raises UnsupportedError, saying what to install, if there is no such backend, or if what performs knows one
+        precision alone; ParameterError.
         """
         compiled = copy.copy(self)
-        compiled.perform = performer(backend)
+        compiled.perform = performer(backend, precision)
         return compiled
 
     def to_onnx(self, parameters: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

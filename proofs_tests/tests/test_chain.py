@@ -480,3 +480,12 @@ def test_a_missing_backend_or_extra_says_what_to_install(monkeypatch):
         chain.compile("cuda")
     with pytest.raises(UnsupportedError, match=r"pip install 'kernelproof\[onnx\]'"):
         chain.to_onnx({})
+
+
+def test_compile_passes_the_precision_on_to_a_backend() -> None:
+    chain = SpecChain(ReLU(), input="n c h w")
+    assert chain.compile("cpu", precision="fast").perform.precision == "fast"  # type: ignore[attr-defined]
+    with pytest.raises(ParameterError, match="precision='sloppy'"):
+        chain.compile("cpu", precision="sloppy")
+    with pytest.raises(UnsupportedError, match="precision='fast'"):
+        chain.compile(lambda operator, *args: operator(*args), precision="fast")
