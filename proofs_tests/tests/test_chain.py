@@ -483,7 +483,7 @@ def test_a_missing_backend_or_extra_says_what_to_install(monkeypatch):
 
 
 def test_compile_passes_the_precision_on_to_a_backend() -> None:
-    chain = SpecChain(ReLU(), input="n c h w")
+    chain = SpecChain(ReLU(), input="n 1 h w")
     assert chain.compile("cpu", precision="fast").perform.precision == "fast"  # type: ignore[attr-defined]
     with pytest.raises(ParameterError, match="precision='sloppy'"):
         chain.compile("cpu", precision="sloppy")
