@@ -23,6 +23,9 @@ serial = numba.njit(nogil=True, cache=is_caching())
 parallel = numba.njit(nogil=True, cache=is_caching(), parallel=True)
 """Decorates a core: `core(first, last, *arguments)` performs the tasks `first .. last - 1` on all cores."""
 
+_AT_ONCE = 32
+"""Multiply-adds that a micro-kernel does in the time of one plain one."""
+
 _lock = threading.Lock()
 _layer_before_fork = None
 _threads: int | None = None
@@ -44,6 +47,27 @@ def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) ->
 
     Neither blocks nor threads show in the result: no task sees another.
     """
+    with _blocks(tasks, cost) as blocks:
+        for first, last in blocks:
+            with _lock:  # Two threads in parallel code at once abort the process on the workqueue layer.
+                core(first, last, *arguments)
+
+
+def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> None:
+    """As `launch`, for a core `core(workers, counter, last, *arguments)` on the micro-kernels.
+
+    Its workers take tasks from the counter: each has a scratch of its own, and one that is held up takes fewer.
+    """
+    counter = np.empty(1, np.int64)
+    with _blocks(tasks, cost // _AT_ONCE) as blocks:
+        for counter[0], last in blocks:
+            with _lock:
+                core(min(numba.get_num_threads(), last - int(counter[0])), counter, last, *arguments)
+
+
+@contextlib.contextmanager
+def _blocks(tasks: int, cost: int) -> Iterator[list[tuple[int, int]]]:
+    """The tasks in pieces of at most a tenth of a second, with as many threads as they are worth."""
     if _layer_before_fork == "omp":
         raise UnsupportedError(
             "kernels on cpu",
@@ -55,11 +79,14 @@ def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) ->
     block = threads * max(1, _BLOCK // max(threads * cost, 1))
     try:
         numba.set_num_threads(min(threads, _threads or 1 + tasks * cost // _SHARE))
-        for first in range(0, tasks, block):
-            with _lock:  # Two threads in parallel code at once abort the process on the workqueue layer.
-                core(first, min(first + block, tasks), *arguments)
+        yield [(first, min(first + block, tasks)) for first in range(0, tasks, block)]
     finally:
         numba.set_num_threads(threads)
+
+
+def threads() -> int:
+    """How many threads a launch may run on."""
+    return min(numba.get_num_threads(), _threads or numba.get_num_threads())
 
 
 def ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:

@@ -1,0 +1,239 @@
+"""The words that micro-kernels are written in: vectors of float32 in LLVM's own language, compiled for this processor.
+
+`@micro_kernel` makes a family of machine routines from a function that writes them out: its positional parameters are
+addresses and counts at run time, its keywords are constants of one member, compiled when first asked for, in
+hundredths of a second. Jitted code calls a member by its address, so nothing is inlined and nothing compiled twice.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+FLOAT, INT, BIT = ir.FloatType(), ir.IntType(64), ir.IntType(1)
+_INT32 = ir.IntType(32)
+
+
+def _lanes() -> int:
+    """Floats in a vector register of the processor that numba compiles for."""
+    # What was forced by NUMBA_CPU_FEATURES, not what the machine would have.
+    features = set(cpu_target.target_context.codegen()._tm_features.split(","))
+    return 16 if "+avx512f" in features else 8 if "+avx2" in features else 4
+
+
+LANES = _lanes()
+
+
+class Words:
+    """Writes vector instructions into one function. Addresses and counts are 64-bit integers; offsets are in bytes."""
+
+    def __init__(self, builder: ir.IRBuilder, lanes: int) -> None:
+        self.builder, self.lanes, self.size = builder, lanes, 4 * lanes
+        self.vector = ir.VectorType(FLOAT, lanes)
+        self.mask = ir.VectorType(BIT, lanes)
+
+    def number(self, value: int) -> Any:
+        """A constant count or offset."""
+        return ir.Constant(INT, value)
+
+    def constant(self, value: float) -> Any:
+        """A vector whose lanes all hold `value`."""
+        return ir.Constant(self.vector, [float(value)] * self.lanes)
+
+    def at(self, address: Any, offset: Any) -> Any:
+        """`address + offset`, both in bytes."""
+        return self.builder.add(address, self.number(offset) if isinstance(offset, int) else offset)
+
+    def times(self, a: Any, b: Any) -> Any:
+        """The product of two counts."""
+        return self.builder.mul(*(self.number(each) if isinstance(each, int) else each for each in (a, b)))
+
+    def load(self, address: Any) -> Any:
+        return self.builder.load(self._pointer(address, self.vector), align=4)
+
+    def store(self, vector: Any, address: Any) -> None:
+        self.builder.store(vector, self._pointer(address, self.vector), align=4)
+
+    def load_integer(self, address: Any) -> Any:
+        return self.builder.load(self._pointer(address, INT), align=8)
+
+    def splat(self, address: Any) -> Any:
+        """A vector whose lanes all hold the float at `address`."""
+        scalar = self.builder.load(self._pointer(address, FLOAT), align=4)
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
+        return self.shuffle(first, undefined, [0] * self.lanes)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """`a*b + c`, rounded once."""
+        return self._intrinsic("llvm.fma", self.vector, a, b, c)
+
+    def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+        """Lanes of a, then (counted on) of b, in the order given."""
+        order = ir.Constant(ir.VectorType(_INT32, len(lanes)), list(lanes))
+        return self.builder.shuffle_vector(a, b, order)
+
+    def first(self, count: Any) -> Any:
+        """The mask of the first `count` lanes: none below one, all beyond `lanes`."""
+        splat = ir.VectorType(INT, self.lanes)
+        undefined = ir.Constant(splat, ir.Undefined)
+        counts = self.shuffle(
+            self.builder.insert_element(undefined, count, ir.Constant(_INT32, 0)), undefined, [0] * self.lanes
+        )
+        return self.builder.icmp_signed("<", ir.Constant(splat, list(range(self.lanes))), counts)
+
+    def load_where(self, mask: Any, address: Any) -> Any:
+        """Zero in the other lanes, whose memory is not touched."""
+        name = f"llvm.masked.load.v{self.lanes}f32.p0"
+        arguments = (self._pointer(address, self.vector), ir.Constant(_INT32, 4), mask, self.constant(0))
+        return self.builder.call(self._declared(name, self.vector, arguments), arguments)
+
+    def store_where(self, mask: Any, vector: Any, address: Any) -> None:
+        """The other lanes' memory is not touched."""
+        name = f"llvm.masked.store.v{self.lanes}f32.p0"
+        arguments = (vector, self._pointer(address, self.vector), ir.Constant(_INT32, 4), mask)
+        self.builder.call(self._declared(name, ir.VoidType(), arguments), arguments)
+
+    def gather(self, mask: Any, address: Any, step: int) -> Any:
+        """Every `step`-th float from `address` on, zero where the mask has none and no memory is touched."""
+        pointer = ir.PointerType()
+        pointers = ir.Constant(ir.VectorType(pointer, self.lanes), ir.Undefined)
+        for lane in range(self.lanes):
+            each = self.builder.inttoptr(self.at(address, 4 * step * lane), pointer)
+            pointers = self.builder.insert_element(pointers, each, ir.Constant(_INT32, lane))
+        name = f"llvm.masked.gather.v{self.lanes}f32.v{self.lanes}p0"
+        arguments = (pointers, ir.Constant(_INT32, 4), mask, self.constant(0))
+        return self.builder.call(self._declared(name, self.vector, arguments), arguments)
+
+    def transpose(self, rows: Sequence[Any]) -> list[Any]:
+        """The square of `lanes` vectors turned, in log2(lanes) rounds of swapping ever larger blocks."""
+        turned, step = list(rows), 1
+        while step < self.lanes:
+            below = [lane if not lane & step else self.lanes + lane - step for lane in range(self.lanes)]
+            above = [lane + step if not lane & step else self.lanes + lane for lane in range(self.lanes)]
+            for row in range(self.lanes):
+                if not row & step:
+                    pair = turned[row], turned[row + step]
+                    turned[row], turned[row + step] = self.shuffle(*pair, below), self.shuffle(*pair, above)
+            step *= 2
+        return turned
+
+    @contextlib.contextmanager
+    def loop(self, count: Any, *carried: Any) -> Iterator["Loop"]:
+        """Runs the block `count` times, not at all below one. The carried values stay in registers."""
+        builder, before = self.builder, self.builder.block
+        body, after = builder.append_basic_block(), builder.append_basic_block()
+        builder.cbranch(builder.icmp_signed(">", count, self.number(0)), body, after)
+        builder.position_at_end(body)
+        index, values = builder.phi(INT), tuple(builder.phi(each.type) for each in carried)
+        loop = Loop(index, values)
+        yield loop
+        end, next_index = builder.block, builder.add(index, self.number(1))
+        index.add_incoming(self.number(0), before)
+        index.add_incoming(next_index, end)
+        for phi, first, following in zip(values, carried, loop.following, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(following, end)
+        builder.cbranch(builder.icmp_signed("<", next_index, count), body, after)
+        builder.position_at_end(after)
+        for first, following in zip(carried, loop.following, strict=True):
+            phi = builder.phi(first.type)
+            phi.add_incoming(first, before)
+            phi.add_incoming(following, end)
+            loop.results.append(phi)
+
+    def _pointer(self, address: Any, kind: Any) -> Any:
+        return self.builder.inttoptr(address, kind.as_pointer())
+
+    def _intrinsic(self, name: str, result: Any, *arguments: Any) -> Any:
+        return self.builder.call(self._declared(f"{name}.v{self.lanes}f32", result, arguments), arguments)
+
+    def _declared(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+        module = self.builder.module
+        kind = ir.FunctionType(result, [each.type for each in arguments])
+        return module.globals.get(name) or ir.Function(module, kind, name)
+
+
+class Loop:
+    """One loop: the `index`, the `carried` values in this round, and after the loop the `results`."""
+
+    def __init__(self, index: Any, carried: tuple[Any, ...]) -> None:
+        self.index, self.carried = index, carried
+        self.following: tuple[Any, ...] = ()
+        self.results: list[Any] = []
+
+    def carry(self, *values: Any) -> None:
+        """What the next round starts from."""
+        self.following = values
+
+
+class MicroKernel:
+    """A family of machine routines; `address(**constants)` compiles a member once and says where it stands."""
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        functools.update_wrapper(self, body)
+        parameters = list(inspect.signature(body).parameters.values())[1:]
+        self.body = body
+        self.parameters = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
+        self.address = functools.cache(self._compile)
+
+    def write(self, module: ir.Module, lanes: int, **constants: int) -> str:
+        """Write a member into an IR module; its name there."""
+        name = "_".join([self.body.__name__, *(f"{key}{value}" for key, value in sorted(constants.items()))])
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT] * len(self.parameters)), name)
+        builder = ir.IRBuilder(function.append_basic_block())
+        self.body(Words(builder, lanes), *function.args, **constants)
+        builder.ret_void()
+        return name
+
+    @global_compiler_lock
+    def _compile(self, **constants: int) -> int:
+        library = cpu_target.target_context.codegen().create_library(self.body.__name__)
+        module = library.create_ir_module(self.body.__name__)
+        name = self.write(module, LANES, **constants)
+        library.add_ir_module(module)
+        library.finalize()
+        _libraries.append(library)
+        return library.get_pointer_to_function(name)
+
+
+_libraries: list[Any] = []
+"""Compiled routines: their code lives as long as these."""
+
+
+def micro_kernel(body: Callable[..., None]) -> MicroKernel:
+    """Decorates a function `(words, *addresses and counts, **constants)` that writes out a routine."""
+    return MicroKernel(body)
+
+
+@intrinsic
+def take(typing_context, counter):
+    """The next number of a counter, an array of one int64 that threads share."""
+
+    def code(context, builder, signature, values):
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        return builder.atomic_rmw("add", array.data, ir.Constant(INT, 1), "monotonic")
+
+    return types.int64(counter), code
+
+
+@intrinsic
+def call(typing_context, address, arguments):
+    """Call the routine at `address` with a tuple of integers, from jitted code."""
+    signature = types.void(types.int64, types.UniTuple(types.int64, len(arguments)))
+
+    def code(context, builder, signature, values):
+        address, packed = values
+        unpacked = [builder.extract_value(packed, index) for index in range(packed.type.count)]
+        routine = ir.FunctionType(ir.VoidType(), [INT] * len(unpacked)).as_pointer()
+        builder.call(builder.inttoptr(address, routine), unpacked)
+        return context.get_dummy_value()
+
+    return signature, code

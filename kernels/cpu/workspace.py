@@ -1,0 +1,49 @@
+"""Memory that fast kernels work in: aligned, pooled, and bounded by what the user allows."""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from kernelproof.spec.errors import ParameterError
+
+_LINE = 64
+_pool: list[np.ndarray] = []
+_limit: int | None = None
+
+
+@contextlib.contextmanager
+def borrowed(floats: int) -> Iterator[np.ndarray]:
+    """So many float32, 64-byte aligned, with whatever they hold; they go back to the pool after the block.
+
+    A call takes one piece, so the pool holds at most as many as calls ever ran at once, each as large as its largest.
+    """
+    # append and pop are atomic: two threads never get the same piece.
+    piece = _pool.pop() if _pool else np.empty(0, np.float32)
+    if piece.size < floats:
+        raw = np.empty(4 * floats + _LINE, np.uint8)
+        start = -raw.ctypes.data % _LINE
+        piece = raw[start : start + 4 * floats].view(np.float32)
+    try:
+        yield piece
+    finally:
+        _pool.append(piece)
+
+
+def limit() -> int | None:
+    """The bytes that a kernel's workspace may take; None if the user set no limit."""
+    return _limit
+
+
+@contextlib.contextmanager
+def workspace_limit(size: int | None) -> Iterator[None]:
+    """In this block the planner takes algorithms whose workspace is at most `size` bytes; raises ParameterError."""
+    global _limit
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
+        raise ParameterError("workspace_limit", f"{size!r}", "bytes, a whole number from 0, or None", "Pass one.")
+    before, _limit = _limit, size
+    _pool.clear()
+    try:
+        yield
+    finally:
+        _limit = before
