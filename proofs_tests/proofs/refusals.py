@@ -120,6 +120,9 @@ def _wrong_arrays(array: np.ndarray) -> Iterator[tuple[str, Any]]:
     yield "of another dtype", array.astype(np.float64 if array.dtype == np.float32 else np.float32)
     yield "of complex numbers", array.astype(np.complex64)
     yield "of objects", array.astype(object)
+    if array.dtype.kind == "i":
+        yield "below zero", np.full_like(array, -4)
+        yield "far beyond", np.full_like(array, 2**40)
     yield "with one axis more", array[None, None]
     yield "without axes", np.zeros((), array.dtype)
     for axis, size in enumerate(array.shape):

@@ -11,7 +11,10 @@ K = TypeVar("K", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Mutant:
-    """A clean kernel of `operator` with one fault from a public report planted in it."""
+    """A clean kernel of `operator` with one fault from a public report planted in it.
+
+    `checked`: it is one that refuses wrong calls, but for the fault, and so is held to the laws of bad input (L9).
+    """
 
     name: str
     operator: str
@@ -19,6 +22,7 @@ class Mutant:
     fault: str
     trigger: str
     kernel: Callable[..., Any]
+    checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,12 @@ CONTROLS: dict[str, Control] = {}
 """Every correct kernel by its name; `@control` fills it."""
 
 
-def mutant(operator: str, source: str, trigger: str) -> Callable[[K], K]:
+def mutant(operator: str, source: str, trigger: str, checked: bool = False) -> Callable[[K], K]:
     """Keep the function or class below as a mutant: its name is the mutant's, its docstring the fault."""
 
     def keep(kernel: K) -> K:
         name, fault, made = _kept(operator, kernel)
-        MUSEUM[name] = Mutant(name, operator, source, fault, trigger, made)
+        MUSEUM[name] = Mutant(name, operator, source, fault, trigger, made, checked)
         return kernel
 
     return keep
