@@ -93,6 +93,7 @@ def verify(
     dtype: Annotated[tuple[Literal["float32", "float64"], ...], Parameter(negative=())] = (),
     precision: str | None = None,
     layout: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    threads: str | None = None,
     time_limit: float = 120.0,
     shard: str | None = None,
     cases: Path = Path(".kernelproof/cases"),
@@ -134,6 +135,9 @@ def verify(
         What it keeps of its operands: fp32, 3xtf32, tf32, fp16, bf16. Left out: all bits.
     layout
         The axes of an array that is not in the specification's order, such as x=nhwc, weight=rsck, y=npqk.
+    threads
+        What tells your kernel a number of threads, as package.module:name, such as torch:set_num_threads. It then has
+        to give the same bits on any number.
     time_limit
         Seconds that one check may take, compilation included. Your kernel runs in a process of its own.
     shard
@@ -183,6 +187,7 @@ def verify(
         dtypes=dtype or None,
         precision=precision,
         layouts=_layouts(layout),
+        threads=threads,
         name=kernel,
     )
     known = load_all(cases)

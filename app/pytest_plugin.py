@@ -33,6 +33,7 @@ def proof(
     supports: str | Callable[..., bool] | None = None,
     precision: str | None = None,
     layouts: Mapping[str, str] | None = None,
+    threads: str | Callable[[int], object] | None = None,
     name: str | None = None,
     time_limit: float | None = None,
 ) -> Callable[..., None]:
@@ -44,7 +45,7 @@ def proof(
     from kernelproof.proofs import subject_of
 
     subject = subject_of(
-        kernel, op, dtypes=dtypes, supports=supports, precision=precision, layouts=layouts, name=name
+        kernel, op, dtypes=dtypes, supports=supports, precision=precision, layouts=layouts, threads=threads, name=name
     )  # fmt: skip
 
     def test(operator: str, law: str, pytestconfig: pytest.Config) -> None:
@@ -172,7 +173,7 @@ def _hold(subject: "Subject", operator: str, law: str, time_limit: float | None,
         case "vacuous":
             pytest.fail(f"none of the {result.vacuous} problems says anything: zeros are right", pytrace=False)
         case "unsupported":
-            pytest.skip(f"the kernel declines all {result.unsupported} problems")
+            pytest.skip(f"the kernel declines all {result.unsupported} problems: {result.declined}")
 
 
 def _told(report: "Report", saved: list[Path]) -> str:

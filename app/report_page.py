@@ -117,7 +117,7 @@ def command(report: Report) -> str:
     """The command line that repeats the run, for kernels that have one."""
     declared = report.declared
     words = ["kernelproof", "verify", *([report.kernel] if ":" in report.kernel else ["--backend", report.kernel])]
-    for flag in ("op", "supports", "precision"):
+    for flag in ("op", "supports", "precision", "threads"):
         words += [f"--{flag}", declared[flag]] if declared.get(flag) else []
     words += [word for dtype in declared.get("dtypes", ()) if ":" in report.kernel for word in ("--dtype", dtype)]
     words += [word for axes in report.layouts.items() for word in ("--layout", "=".join(axes))]

@@ -61,7 +61,7 @@ def line(result: Result) -> str:
     elif result.verdict == "vacuous":
         figure = f", {result.vacuous} that prove nothing"
     elif result.verdict == "unsupported":
-        figure = f", {result.unsupported} declined"
+        figure = f", {result.unsupported} declined: {escape(result.declined)}"
     colour = COLOURS[result.verdict]
     return (
         f"[{colour}]{result.verdict:>11}[/]  {result.level} {result.operator:<22} {result.law.replace('_', ' ')} "
@@ -82,6 +82,9 @@ def show_report(console: Console, report: Report) -> None:
     console.print(
         f"{verdict} - {held} on {_count(report.problems, 'problem')}, {theorems}seed {report.seed}, {seconds:.0f} s"
     )
+    if declined := sum(result.unsupported for result in report.laws):
+        reasons = dict.fromkeys(result.declined for result in report.laws if result.declined)
+        console.print(f"{_count(declined, 'problem')} declined: {'; '.join(reasons)}", markup=False)
     for result in report.failures:
         assert result.failure is not None
         console.print(f"\n[red]{result.law.replace('_', ' ')}[/] ({result.statement})", soft_wrap=True)

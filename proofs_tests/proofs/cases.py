@@ -21,7 +21,7 @@ from .subject import subject_of
 class Case:
     """One law that a kernel broke on one problem, `problem` being the code that makes it.
 
-    `layouts` are what the author declared about the arrays; `message` says what was wrong then, with those `versions`.
+    `layouts` and `threads` are what the author declared; `message` says what was wrong then, with those `versions`.
     """
 
     kernel: str
@@ -30,12 +30,20 @@ class Case:
     layouts: Mapping[str, str] = field(default_factory=dict)
     message: str = ""
     versions: Mapping[str, str] = field(default_factory=versions)
+    threads: str | None = None
 
     @staticmethod
     def of(report: Report) -> list["Case"]:
         """The cases that a report's failures are."""
         return [
-            Case(report.kernel, result.law, result.failure.problem, report.layouts, result.failure.message)
+            Case(
+                report.kernel,
+                result.law,
+                result.failure.problem,
+                report.layouts,
+                result.failure.message,
+                threads=report.declared.get("threads"),
+            )
             for result in report.failures
             if result.failure and result.failure.problem
         ]
@@ -93,7 +101,7 @@ def replay(case: Case, kernel: Any, time_limit: float | None = None) -> LawBroke
     """
     problem = case.problem_again()
     op = problem.op.name if hasattr(kernel, "backward") else problem.operator
-    with kept(subject_of(kernel, op, layouts=case.layouts), time_limit) as check:
+    with kept(subject_of(kernel, op, layouts=case.layouts, threads=case.threads), time_limit) as check:
         try:
             check(LAWS[case.law], problem)
         except LawBroken as broken:

@@ -18,7 +18,7 @@ from kernelproof.spec import ParameterError, UnsupportedError
 from kernelproof.spec.window import whole
 
 from .configurations import Configurations
-from .hold import Check, directly
+from .hold import Check, directly, outside, reason
 from .isolation import Isolated
 from .jobs import merge, share
 from .judging import Kernel, LawBroken, all_zero, compare, evaluate
@@ -180,14 +180,15 @@ def _held(
 ) -> Result:
     """What a chunk's problems say: up to the first that breaks the law."""
     started, held, vacuous, unsupported, escape, failure = time.perf_counter(), 0, 0, 0, None, None
+    declined = ""
     for problem in scope.problems(chunk):
         if not subject.supports(problem):
-            unsupported += 1
+            unsupported, declined = unsupported + 1, declined or outside(subject)
             continue
         try:
             seen = check(law, problem)
-        except (UnsupportedError, NotImplementedError):
-            unsupported += 1
+        except (UnsupportedError, NotImplementedError) as error:
+            unsupported, declined = unsupported + 1, declined or reason(error)
             continue
         except LawBroken as broken:
             failure = Failure.of(confirmed(broken))
@@ -196,7 +197,8 @@ def _held(
         vacuous += seen.vacuous
         if seen.escape is not None:
             escape = max(escape or 0.0, seen.escape)
-    return _result(scope, held, vacuous, unsupported, time.perf_counter() - started, escape, failure)
+    seconds = time.perf_counter() - started
+    return _result(scope, held, vacuous, unsupported, seconds, escape, failure, declined)
 
 
 def _equals_the_reference(kernel: Kernel, problem: Problem, draws: int) -> Observation:
@@ -232,9 +234,9 @@ def _confirmed(broken: LawBroken, subject: Subject) -> LawBroken:
 
 def _result(
     scope: Scope, held: int, vacuous: int, unsupported: int, seconds: float, escape: float | None,
-    failure: Failure | None,
+    failure: Failure | None, declined: str = "",
 ) -> Result:  # fmt: skip
     return Result(
         scope.operator, LAW.name, LAW.level, LAW.statement, held, vacuous, unsupported, seconds, None, escape, {},
-        failure,
+        failure, declined=declined,
     )  # fmt: skip

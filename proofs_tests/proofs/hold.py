@@ -55,6 +55,16 @@ def directly(subject: Subject) -> Check:
     return check
 
 
+def outside(subject: Subject) -> str:
+    """Why a problem that the kernel is not declared for was not tried."""
+    return f"it is declared for {subject.limits or 'other problems'}"
+
+
+def reason(declined: Exception) -> str:
+    """Why a kernel declined a problem, in its own words."""
+    return str(declined) or f"it raised {type(declined).__name__}"
+
+
 @dataclass
 class _Run:
     """What one law has seen of one kernel."""
@@ -66,6 +76,7 @@ class _Run:
     cases: int = 0
     vacuous: int = 0
     unsupported: int = 0
+    declined: str = ""
     worst: float = 0.0
     ratios: Counter[int] = field(default_factory=Counter)
     escape: float | None = None
@@ -75,12 +86,12 @@ class _Run:
 
     def check(self, problem: Problem) -> None:
         if not self.subject.supports(problem):
-            self.unsupported += 1
+            self.decline(outside(self.subject))
             return
         try:
             seen = self.check_one(self.law, problem)
-        except (UnsupportedError, NotImplementedError):
-            self.unsupported += 1
+        except (UnsupportedError, NotImplementedError) as error:
+            self.decline(reason(error))
             return
         except LawBroken as broken:
             self.broken = broken
@@ -94,6 +105,10 @@ class _Run:
         if seen.escape is not None:
             self.escape = max(self.escape or 0.0, seen.escape)
         self.hit.update(name for name, holds in predicates(self.operator).items() if holds(problem))
+
+    def decline(self, why: str, problems: int = 1) -> None:
+        self.unsupported += problems
+        self.declined = self.declined or why
 
     @property
     def seen(self) -> int:
@@ -131,7 +146,8 @@ def hold(
             # Other threads of a Dask worker use `random` meanwhile, which hypothesis takes for ours.
             warnings.simplefilter("ignore", hypothesis.errors.HypothesisDeprecationWarning)
             if not law.needs(subject.kernel(operator)):
-                run.unsupported, examples = examples, 0
+                run.decline("what the law needs of it is not declared", examples)
+                examples = 0
             for problem in known:
                 if problem.dtype in subject.dtypes and problem.precision == subject.precision:
                     run.check(problem)
@@ -159,6 +175,7 @@ def hold(
         escape=run.escape,
         hit={name: run.hit[name] for name in predicates(operator)},
         failure=Failure.of(run.broken, run.widest) if run.broken else None,
+        declined=run.declined,
     )
 
 

@@ -96,6 +96,7 @@ def merge(one: Result, other: Result) -> Result:
             default=None,
         ),
         ratios=ratios,
+        declined=min(filter(None, (one.declined, other.declined)), default=""),
     )
 
 

@@ -59,7 +59,7 @@ def why_unchecked(result: Result) -> str:
     """Why a law is neither proven nor refuted."""
     if result.verdict == "vacuous":
         return f"{result.vacuous} problems, none of which proves anything"
-    return f"{result.unsupported} problems, all declined"
+    return f"{result.unsupported} problems, all declined: {result.declined}"
 
 
 def facts(report: Report) -> dict[str, str]:

@@ -47,7 +47,8 @@ class Failure:
 class Result:
     """One law held against one operator's kernel; `vacuous` problems, where zeros are right, are no `cases`.
 
-    `ratios` counts the problems by their worst error over its bound, in `RATIO_BINS` classes.
+    `ratios` counts the problems by their worst error over its bound, in `RATIO_BINS` classes. `declined` is why one of
+    the `unsupported` problems was.
     """
 
     operator: str
@@ -63,6 +64,7 @@ class Result:
     hit: Mapping[str, int]
     failure: Failure | None
     ratios: tuple[int, ...] = ()
+    declined: str = ""
 
     @property
     def verdict(self) -> str:
@@ -223,8 +225,9 @@ def reproduction(result: Result, report: Report) -> str:
         return ""
     module, colon, name = report.kernel.partition(":")
     layouts = f", layouts={dict(report.layouts)!r}" if report.layouts else ""
+    threads = f", threads={told!r}" if (told := report.declared.get("threads")) else ""
     source = f"from {module} import {name} as kernel" if colon else f"kernel = {report.kernel!r}"
     return (
         f"from kernelproof.proofs import Problem, check\n{source}\n"
-        f"problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{layouts})"
+        f"problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{layouts}{threads})"
     )

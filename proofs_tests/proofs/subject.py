@@ -1,5 +1,6 @@
 """A kernel as its author declares it: what it computes, in which form, on which problems, how precisely."""
 
+import importlib
 import importlib.util
 import inspect
 import sys
@@ -28,7 +29,8 @@ class Subject:
 
     `supports` says which problems it was written for: the others are unsupported, which is no pass. `op` and `limits`
     are what was asked for and declared, as text; `source` names the state of the kernel's source. `threads` is called
-    with a number of threads to use, and may return a context manager. `reentrant`: several threads may call at once;
+    with a number of threads to use, and may return a context manager; `threads_name` is what its author calls it by.
+    `reentrant`: several threads may call at once;
     `checked`: its calls go through the operators' doors, so that what is wrong with them is refused.
     """
 
@@ -44,6 +46,7 @@ class Subject:
     threads: Callable[[int], object] | None = None
     reentrant: bool = True
     checked: bool = False
+    threads_name: str | None = None
 
     def kernel(self, operator: str) -> Declared:
         """The function for an operator, with what laws have to know of the declaration."""
@@ -62,6 +65,7 @@ class Subject:
             "supports": self.limits,
             "precision": self.precision,
             "layouts": dict(self.layouts),
+            "threads": self.threads_name,
         }
 
 
@@ -73,7 +77,7 @@ def subject_of(
     supports: str | Callable[..., bool] | None = None,
     precision: str | None = None,
     layouts: Mapping[str, str] | None = None,
-    threads: Callable[[int], object] | None = None,
+    threads: str | Callable[[int], object] | None = None,
     name: str | None = None,
 ) -> Subject:
     """The subject that a backend ("cpu", "cuda"), an adapter ("torch" ...), a function or an object is.
@@ -82,8 +86,8 @@ def subject_of(
     `supports` is an expression such as `"stride[0] == stride[1] and groups == 1"` or a function of the same names: the
     operator's options, its arrays' shapes (`x_shape`, `weight_shape` ...), `dtype`. `layouts` gives the axes of arrays
     that are not in the specification's order, the result's as `y`: `{"x": "nhwc", "weight": "rsck", "y": "npqk"}`.
-    `threads` is a function that is told how many threads to use, such as `torch.set_num_threads` or
-    `threadpoolctl.threadpool_limits`.
+    `threads` is a function that is told how many threads to use, such as `torch.set_num_threads`, or its name:
+    `"threadpoolctl:threadpool_limits"`.
     `name` is what reports call the kernel and reproductions import, by default its module and name.
     Raises ParameterError.
     """
@@ -92,6 +96,8 @@ def subject_of(
     if dtypes is not None and (isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(DTYPES)):
         raise ParameterError("verify", f"dtypes={dtypes!r}", f"some of {DTYPES}, as a tuple", "Correct them.")
     limits = name_of(supports) if callable(supports) else supports
+    threads_name = name_of(threads) if callable(threads) else threads
+    threads = _named(threads) if isinstance(threads, str) else threads
     if isinstance(kernel, str):
         kernel = kernels.backend(kernel) if kernel in adapters.OWN else adapters.load(kernel)
     if isinstance(kernel, Subject):
@@ -101,6 +107,8 @@ def subject_of(
             op=op or kept.op,
             dtypes=dtypes or kept.dtypes,
             precision=precision or kept.precision,
+            threads=threads or kept.threads,
+            threads_name=threads_name or kept.threads_name,
             **({} if supports is None else {"supports": _declared(supports), "limits": limits}),
         )
     if isinstance(kernel, kernels.Backend):
@@ -108,7 +116,7 @@ def subject_of(
         functions: dict[str, Kernel] = {name: on_backend(kernel, name) for name in names}
         name, dtypes = name or kernel.name, dtypes or ("float32", "float64")
         source: str | None = kernels_hash(kernel.name)
-        threads = _cpu_threads if kernel.name == "cpu" else threads
+        threads = threads or (_cpu_threads if kernel.name == "cpu" else None)
     else:
         if op is None:
             raise ParameterError("verify", "a kernel without op", "the operator it computes", 'Pass op="conv2d".')
@@ -123,7 +131,19 @@ def subject_of(
         # An object that keeps what forward saw for backward serves one caller at a time.
         reentrant=inspect.isclass(kernel) or not hasattr(kernel, "backward"),
         checked=isinstance(kernel, kernels.Backend),
+        threads_name=threads_name,
     )  # fmt: skip
+
+
+def _named(function: str) -> Callable[[int], object]:
+    """The function called package.module:name; raises ParameterError."""
+    module, _, attribute = function.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ParameterError(
+            "verify", f"threads={function!r}: {error}", "a function, as package.module:name", "Correct the name."
+        ) from error
 
 
 def _cpu_threads(count: int) -> object:

@@ -33,7 +33,7 @@ def verify(
     supports: str | Callable[..., bool] | None = None,
     precision: str | None = None,
     layouts: Mapping[str, str] | None = None,
-    threads: Callable[[int], object] | None = None,
+    threads: str | Callable[[int], object] | None = None,
     time_limit: float | None = None,
     shard: str | None = None,
     cases: Iterable[Case] = (),
@@ -132,7 +132,9 @@ def laws_of(operator: str, levels: Iterable[str] = LEVELS) -> list[Law]:
     return sorted(applying, key=lambda law: law.level)
 
 
-def check(law: str, kernel: Any, problem: Problem, layouts: Mapping[str, str] | None = None) -> None:
+def check(
+    law: str, kernel: Any, problem: Problem, layouts: Mapping[str, str] | None = None, threads: str | None = None
+) -> None:
     """Hold a kernel, in any form that `verify` takes, to one law on one problem; raises LawBroken.
 
     This is what a report's reproduction calls. Raises ParameterError for an unknown law.
@@ -140,4 +142,4 @@ def check(law: str, kernel: Any, problem: Problem, layouts: Mapping[str, str] | 
     if law not in LAWS:
         raise ParameterError("check", f"law {law!r}", f"one of {', '.join(LAWS)}", "Correct the name.")
     op = problem.op.name if hasattr(kernel, "backward") else problem.operator
-    LAWS[law].check(subject_of(kernel, op, layouts=layouts).kernel(problem.operator), problem)
+    LAWS[law].check(subject_of(kernel, op, layouts=layouts, threads=threads).kernel(problem.operator), problem)

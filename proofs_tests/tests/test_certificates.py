@@ -26,6 +26,19 @@ def relu(x):
 """
 
 
+THREADED = """
+import numpy as np
+
+number = [1]
+
+def use(count):
+    number[0] = count
+
+def relu(x):
+    return np.where(x < 0, np.zeros_like(x), x) * np.float32(number[0] > 0)
+"""
+
+
 @pytest.fixture(scope="module")
 def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a kernel, a helper of it, and a certificate."""
@@ -128,6 +141,25 @@ def test_the_proof_can_be_repeated(project: Path) -> None:
     came = kernelproof(project, "check-certificate", "relu.json", "--again")
     assert came.returncode == 0
     assert "mykernels:relu: proven" in came.stdout
+
+
+def test_threads_are_declared_once_for_certificate_case_and_reproduction(tmp_path: Path) -> None:
+    kernel = tmp_path / "mythreads.py"
+    kernel.write_text(THREADED)
+    arguments = ("mythreads:relu", "--op", "relu", "--level", "L7", "--examples", "20", "--threads", "mythreads:use")
+    came = kernelproof(tmp_path, "verify", *arguments, "--certificate", "relu.json")
+    assert came.returncode == 0, came.stdout
+    held = json.loads((tmp_path / "relu.json").read_text())
+    law = "gives_the_same_bits_on_any_number_of_threads"
+    assert (held["declared"]["threads"], law in held["operators"]["relu"]["laws"]) == ("mythreads:use", True)
+    came = kernelproof(tmp_path, "check-certificate", "relu.json", "--again")
+    assert f"proven  L7 relu                   {law.replace('_', ' ')}" in came.stdout
+    kernel.write_text(THREADED.replace("number[0] = count", "number[0] = count - 1"))
+    came = kernelproof(tmp_path, "verify", *arguments)
+    assert came.returncode == 1
+    assert f"check('{law}', kernel, problem, threads='mythreads:use')" in came.stdout
+    assert kernelproof(tmp_path, "replay").returncode == 1
+    assert kernelproof(tmp_path, "verify", *arguments[:-1], "mythreads:nothing").returncode == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": "kernelproof.certificate/99"}'])

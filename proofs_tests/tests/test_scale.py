@@ -29,6 +29,7 @@ RESULTS = st.builds(
     seconds=st.integers(0, 99).map(float),
     worst_ratio=st.none() | st.floats(0, 1), escape=st.none() | st.floats(0, 1),
     hit=st.dictionaries(st.sampled_from("abc"), st.integers(0, 9)), failure=st.none() | FAILURES, ratios=RATIOS,
+    declined=st.sampled_from(["", "it has no groups", "it has no bias"]),
 )  # fmt: skip
 
 

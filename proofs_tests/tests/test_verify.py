@@ -50,6 +50,20 @@ def test_a_kernel_may_leave_cases_out_and_is_judged_on_the_others() -> None:
     assert report.results[0].hit["stride_h != stride_w"] == 0
 
 
+def test_a_report_says_why_problems_were_declined() -> None:
+    def groups_of_one(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        if options["groups"] > 1:
+            raise NotImplementedError("it has no groups")
+        return spec.conv2d(x, weight, bias, **options)
+
+    [by_itself] = verify(groups_of_one, "conv2d", level="L2", examples=20).results
+    [declared] = verify(spec.conv2d.__call__, "conv2d", level="L2", examples=20, supports="groups == 1").results
+    [all_of_it] = verify(spec.conv2d.__call__, "conv2d", level="L2", examples=20).results
+    assert (by_itself.declined, declared.declined, all_of_it.declined) == (
+        "it has no groups", "it is declared for groups == 1", "",
+    )  # fmt: skip
+
+
 def test_the_same_seed_draws_the_same_problems() -> None:
     runs = [verify(spec.relu.__call__, "relu", seed=7, examples=20).as_json()["results"] for _ in range(2)]
     assert [{**each, "seconds": 0} for each in runs[0]] == [{**each, "seconds": 0} for each in runs[1]]
