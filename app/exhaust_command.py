@@ -17,7 +17,7 @@ from kernelproof.proofs.exhaust import Progress, Scope, exhaust, name_of_run
 from kernelproof.proofs.report import Report
 from kernelproof.proofs.subject import subject_of
 
-from .executors import working
+from .executors import Engine, working
 from .replay_command import CASES, save
 from .terminal import show_report
 
@@ -38,6 +38,8 @@ def run(
     dtype: Literal["float32", "float64"] = "float32",
     shard: str | None = None,
     workers: int = os.cpu_count() or 1,
+    executor: Engine = "processes",
+    scheduler: str | None = None,
     time_limit: float = 120.0,
     checkpoints: Path = Path(".kernelproof/exhaust"),
     cases: Path = CASES,
@@ -72,6 +74,10 @@ def run(
         Only a part: 3/16 is the third of every sixteen pieces.
     workers
         Processes that share the work.
+    executor
+        What shares it out: processes of this machine, or dask (extra kernelproof[dask]).
+    scheduler
+        Address of a Dask cluster that is running, such as tcp://10.0.0.1:8786. Left out: one is started here.
     time_limit
         Seconds that a thousand configurations may take, compilation included.
     checkpoints
@@ -96,13 +102,14 @@ def run(
         console.print(f"{_checked(start):,} configurations are done already ({file})", markup=False)
     except FileNotFoundError:
         start = None
-    console.print(f"{op}: {scope.size:,} configurations, sizes up to {max_size}, {workers} workers", markup=False)
+    where = scheduler or f"{workers} workers"
+    console.print(f"{op}: {scope.size:,} configurations, sizes up to {max_size}, {where}", markup=False)
     started, before, last = time.monotonic(), _checked(start), start
-    with working(workers, apart=True) as executor, _bar(console) as bar:
+    with working(workers, executor, scheduler, kernel, apart=True) as workforce, _bar(console) as bar:
         task = bar.add_task("compiling", total=scope.size, completed=before)
         noted = started
         try:
-            for last in exhaust(subject, scope, start, executor, time_limit):
+            for last in exhaust(subject, scope, start, workforce, time_limit):
                 bar.update(task, completed=_checked(last), description=f"{scope.steps_done(last.done)} steps away")
                 if time.monotonic() - noted > EVERY:
                     noted = _noted(file, last)

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import islice
@@ -145,7 +145,7 @@ def _results(
         chunk, future = ahead.popleft()
         try:
             yield future.result(time_limit)
-        except (BrokenExecutor, TimeoutError) as lost:
+        except Exception as lost:  # Each executor has its own for a worker that is lost.
             # The kernel may have ended the worker, or hang: one configuration at a time tells which.
             with Isolated(subject, time_limit) as check:
                 result = _held(subject, scope, chunk, LAW, check)

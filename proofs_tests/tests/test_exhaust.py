@@ -6,10 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 
 from kernelproof import spec
+from kernelproof.executors import working
 from kernelproof.proofs import Problem, subject_of
 from kernelproof.proofs.configurations import CHOICES, Configurations
 from kernelproof.proofs.exhaust import CHUNK, LAW, Progress, Scope, exhaust, name_of_run
@@ -138,10 +137,13 @@ def test_it_goes_on_from_a_checkpoint_to_the_same_result() -> None:
     assert scope.size == straight.result.cases + straight.result.vacuous
 
 
-def test_shards_and_workers_do_the_same_work() -> None:
+@pytest.mark.parametrize("engine", ["processes", "dask"])
+def test_shards_and_workers_do_the_same_work(engine: Any) -> None:
+    if engine == "dask":
+        pytest.importorskip("distributed")
     subject, whole = subject_of("cpu", "max_pool2d"), Scope("max_pool2d", 3, 5)
     *_, straight = exhaust(subject, whole)
-    with ProcessPoolExecutor(2, get_context("spawn")) as executor:
+    with working(2, engine) as executor:
         *_, spread = exhaust(subject, whole, executor=executor)
     shards = [replace(whole, shard=f"{which}/3") for which in (1, 2, 3)]
     assert counted(spread) == counted(straight)
@@ -180,10 +182,15 @@ def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_kernel_that_ends_its_worker_is_told_with_its_configuration(tmp_path: Path) -> None:
-    run = command(tmp_path, "my_kernels:crashes", "--max-size", "3", "--steps", "3", "--workers", "1")
+@pytest.mark.parametrize("engine", ["processes", "dask"])
+def test_a_kernel_that_ends_its_worker_is_told_with_its_configuration(engine: str, tmp_path: Path) -> None:
+    if engine == "dask":
+        pytest.importorskip("distributed")
+    limits = "--max-size", "3", "--steps", "3", "--workers", "1"
+    run = command(tmp_path, "my_kernels:crashes", *limits, "--executor", engine)
     out, errors = run.communicate()
-    assert (run.returncode, errors) == (1, "")
+    assert run.returncode == 1
+    assert engine == "dask" or errors == ""  # Dask tells of each worker that it starts again.
     assert "ended its process (exit status 7)" in out
     assert "'stride': (1, 2), 'padding': ((0, 0), (0, 0)), 'dilation': (2, 1)" in out
     assert len(list((tmp_path / ".kernelproof" / "cases").iterdir())) == 1
