@@ -3,8 +3,9 @@
 import json as json_format
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import reduce
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from kernelproof.models.host import write_whole
+from kernelproof.proofs.adapters import ADAPTERS, OWN
 from kernelproof.proofs.findings import Finding
 from kernelproof.proofs.report import Result
 from kernelproof.proofs.scoreboard import HELD, Cell, Entry, Scoreboard, code, installed, scoreboard
-from kernelproof.spec import OPS
+from kernelproof.spec import OPS, ParameterError
 
 from .terminal import progress_bar
 
@@ -36,7 +38,7 @@ differentiation; what it does not have is unsupported and no fault. A refutation
 more; each is told below with what we know of it. Where a framework documents other semantics, it differs and is not
 wrong.
 
-Made by `kernelproof scoreboard --examples {examples} --seed {seed}` with {made_with}."""
+Made by `kernelproof scoreboard --examples {examples} --seed {seed}` on {made} with {made_with}.{missing}"""
 
 
 def board(
@@ -47,6 +49,7 @@ def board(
     seed: int = 0,
     time_limit: float = 120.0,
     workers: int = os.cpu_count() or 1,
+    merge: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
     markdown: Path | None = None,
     json: Path | None = None,
 ) -> None:
@@ -68,6 +71,8 @@ def board(
         Seconds that one check may take, compilation included.
     workers
         Processes at a time; each holds one adapter to one operator's laws and then ends.
+    merge
+        Show boards that earlier runs wrote with --json as one, such as a GPU's beside a laptop's; nothing is run.
     markdown
         Write the board as Markdown to this file.
     json
@@ -75,7 +80,33 @@ def board(
     """
     from .command_line import screen
 
-    names, rows = adapters or installed(), ops or tuple(OPS)
+    if merge:
+        found = reduce(Scoreboard.beside, map(_read, merge))
+    else:
+        found = _made(screen, adapters or installed(), ops or tuple(OPS), examples, seed, time_limit, workers)
+    show(screen, found)
+    if markdown is not None:
+        write_whole(markdown, as_markdown(found).encode())
+    if json is not None:
+        write_whole(json, json_format.dumps(found.as_json(), indent=2).encode())
+
+
+def _read(file: Path) -> Scoreboard:
+    try:
+        return Scoreboard.from_json(json_format.loads(file.read_text()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ParameterError("scoreboard", f"{file}: {error}", "a board that --json wrote", "Name another.") from error
+
+
+def _made(
+    screen: Console,
+    names: Sequence[str],
+    rows: Sequence[str],
+    examples: int,
+    seed: int,
+    time_limit: float,
+    workers: int,
+) -> Scoreboard:
     # Each library spins up threads of its own: together no more than there are cores.
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
     with (
@@ -87,14 +118,9 @@ def board(
         def progress(entry: Entry) -> None:
             bar.update(task, advance=1, description=f"{entry.adapter} {entry.op}")
 
-        found = scoreboard(
+        return scoreboard(
             names, rows, examples=examples, seed=seed, time_limit=time_limit, executor=executor, progress=progress
         )
-    show(screen, found)
-    if markdown is not None:
-        write_whole(markdown, as_markdown(found).encode())
-    if json is not None:
-        write_whole(json, json_format.dumps(found.as_json(), indent=2).encode())
 
 
 def text(cell: Cell) -> str:
@@ -123,9 +149,16 @@ def as_markdown(found: Scoreboard) -> str:
     """The board, each adapter by level, and what fell, with the smallest case as code to paste."""
     versions = {name: version for packages in found.adapters.values() for name, version in packages.items()}
     made_with = ", ".join(f"{name} {version}" for name, version in {**found.versions, **versions}.items())
+    missing = [name for name in (*OWN, *ADAPTERS) if name not in found.adapters]
     whole = ((f"`{each}`", *(text(found.cell(name, each)) for name in found.adapters)) for each in found.operators)
     parts = [
-        INTRODUCTION.format(examples=found.examples, seed=found.seed, made_with=made_with),
+        INTRODUCTION.format(
+            examples=found.examples,
+            seed=found.seed,
+            made=found.made,
+            made_with=made_with,
+            missing=f" Not run: {', '.join(missing)}." if missing else "",
+        ),
         _table(("operator", *found.adapters), whole),
         f"{LEGEND}.",
     ]

@@ -60,7 +60,7 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         "onnxruntime", "max_pool2d", COPIED, f"{INDEX}|the specification nan",
         "Without the output Indices NaN is passed over, and a window of NaN alone gives -3.4028235e+38; with Indices "
-        "NaN wins if it comes first in its window.",
+        "NaN wins if it comes first in its window.", "https://github.com/microsoft/onnxruntime/issues/24819",
     ),
     Finding(
         "onnx.reference", "conv2d", SPECIAL, "gives nan",
@@ -75,7 +75,8 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         "onnx.reference", "max_pool2d", ".*", "output shape cannot be null|result has shape|the kernel gives",
         "With stride 1 and dilation 1 the attribute pads is read as top, bottom, left, right, where ONNX says top, "
-        "left, bottom, right; and Indices are counted in rows as long as the output's.",
+        "left, bottom, right; and Indices begin anew with each channel, counted in rows as long as the output's, where "
+        "ONNX counts over the whole input.",
     ),
     Finding(
         "onnx.reference", "flatten", ".*", r"cannot reshape array of size 0",
@@ -94,6 +95,11 @@ FINDINGS: Sequence[Finding] = (
     Finding(
         "jax", ".*", ".*", SUBNORMAL, "XLA flushes subnormals to zero on the CPU.",
         "https://docs.jax.dev/en/latest/notebooks/Common_Gotchas_in_JAX.html", documented=True,
+    ),
+    Finding(
+        "jax", r"conv2d\.dx", f"(?!{SPECIAL}).*", "",
+        "Where the padding is wider than the filter's reach, the gradient is a convolution with negative padding, and "
+        "XLA's reads what lies beside the array on the CPU.", "https://github.com/openxla/xla/issues/48713",
     ),
     Finding(
         "jax", r"relu\.dx", SPECIAL, "gives 0",
@@ -119,6 +125,10 @@ FINDINGS: Sequence[Finding] = (
         "tinygrad", r"max_pool2d\.dx", ".*", "the kernel gives|derivative",
         "Where values tie, the gradient is shared equally, which is a subgradient too; here the first one gets it.",
         "https://github.com/tinygrad/tinygrad/blob/master/tinygrad/mixin/gradient.py", documented=True,
+    ),
+    Finding(
+        "tinygrad", "sgd", ".*", "to fewer dimensions",
+        "A parameter without axes raises ValueError: the learning rate is an array of one, and so is the step.",
     ),
     Finding("tinygrad", r"relu(\.dx)?", SPECIAL, "gives 0", "relu is x where x > 0, else 0: a NaN becomes 0."),
 )  # fmt: skip

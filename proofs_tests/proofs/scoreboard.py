@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, as_completed
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from kernelproof.kernels.gpu import gpu
@@ -15,7 +16,8 @@ from .shape_algebra import Theorem
 from .subject import operators_of, subject_of
 from .verify import LEVELS, laws_of, verify, work_of
 
-SCHEMA = "kernelproof.scoreboard/1"
+SCHEMA = "kernelproof.scoreboard/2"
+"""Changes its number when a reader of the JSON would have to change."""
 
 HELD = tuple(level for level in LEVELS if level not in ("L0", "L9"))
 """The levels that judge answers: L0 is about this project's own sizes, L9 about the errors that wrong calls raise."""
@@ -70,13 +72,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """Every adapter's entries, with what is needed to make them again; `adapters` holds their packages' versions."""
+    """Every adapter's entries, with what is needed to make them again; `adapters` holds their packages' versions.
+
+    `made` is the day of the latest of its runs.
+    """
 
     adapters: Mapping[str, Mapping[str, str]]
     entries: tuple[Entry, ...]
     examples: int
     seed: int
     versions: Mapping[str, str] = field(default_factory=versions)
+    made: str = field(default_factory=lambda: date.today().isoformat())
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -87,12 +93,15 @@ class Scoreboard:
     def cell(self, adapter: str, operator: str, level: str | None = None) -> Cell:
         """What a level came to, or all of them together."""
         op = operator.partition(".")[0]
-        entry = next(entry for entry in self.entries if (entry.adapter, entry.op) == (adapter, op))
+        entry = next((each for each in self.entries if (each.adapter, each.op) == (adapter, op)), None)
         there_are = {law.name for law in laws_of(operator, HELD if level is None else [level])}
+        if not there_are:
+            return Cell("no law")
+        if entry is None or entry.report is None:
+            return Cell("not checked")
         laws = {law for held, law in entry.asked if held == operator and law in there_are}
         if not laws:
-            return Cell("no law" if not there_are else "unsupported" if entry.report else "not checked")
-        assert entry.report is not None
+            return Cell("unsupported")
         results = [each for each in entry.report.laws if each.operator == operator and each.law in laws]
         cases, fallen = sum(each.cases for each in results), tuple(each for each in results if each.failure)
         if fallen:
@@ -119,15 +128,17 @@ class Scoreboard:
             "examples": self.examples,
             "seed": self.seed,
             "versions": dict(self.versions),
+            "made": self.made,
             "adapters": {name: dict(packages) for name, packages in self.adapters.items()},
             "board": [
                 {"adapter": adapter, "operator": operator, "level": level, "verdict": cell.verdict, "cases": cell.cases,
                  "fallen": [each.law for each in cell.fallen]}
                 for adapter, operator, level, cell in cells if cell.verdict != "no law"
             ],
-            "not checked": [
-                {"adapter": entry.adapter, "operator": entry.op, "why": entry.why}
-                for entry in self.entries if entry.report is None
+            "entries": [
+                {"adapter": entry.adapter, "operator": entry.op, "asked": [list(each) for each in entry.asked],
+                 "report": entry.report and entry.report.as_json(), "why": entry.why}
+                for entry in self.entries
             ],
             "fallen": [
                 {"adapter": adapter, "operator": result.operator, "level": result.level, "law": result.law,
@@ -137,6 +148,35 @@ class Scoreboard:
                 for adapter in self.adapters for result, finding in self.fallen(adapter)
             ],
         }  # fmt: skip
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Scoreboard":
+        """The board that `as_json` wrote; raises ParameterError for a schema that this version does not read."""
+        if data.get("schema") != SCHEMA:
+            raise ParameterError("scoreboard", f"schema {data.get('schema')!r}", repr(SCHEMA), "Write it anew.")
+        entries = (
+            Entry(
+                each["adapter"], each["operator"], tuple(map(tuple, each["asked"])),
+                each["report"] and Report.from_json(each["report"]), each["why"],
+            )
+            for each in data["entries"]
+        )  # fmt: skip
+        return Scoreboard(
+            data["adapters"], tuple(entries), data["examples"], data["seed"], data["versions"], data["made"]
+        )
+
+    def beside(self, other: "Scoreboard") -> "Scoreboard":
+        """Both as one, the other's entries in place of this one's; raises ParameterError for runs that differ."""
+        if (self.examples, self.seed) != (other.examples, other.seed):
+            runs = " and ".join(f"{each.examples} examples with seed {each.seed}" for each in (self, other))
+            raise ParameterError("scoreboard", f"boards of {runs}", "runs alike", "Make them anew.")
+        entries = {(each.adapter, each.op): each for each in (*self.entries, *other.entries)}
+        versions = {**self.adapters, **other.adapters}
+        order = [name for name in (*OWN, *ADAPTERS) if name in versions]
+        adapters = {name: versions[name] for name in order}
+        return Scoreboard(
+            adapters, tuple(entries.values()), self.examples, self.seed, other.versions, max(self.made, other.made)
+        )
 
 
 def code(adapter: str, result: Result) -> str:

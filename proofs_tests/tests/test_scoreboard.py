@@ -91,6 +91,19 @@ def test_the_board_is_json(wrong: Scoreboard):
     assert [fallen["law"] for fallen in data["fallen"]] == [findings.SPECIAL]
 
 
+def test_a_board_is_read_again_and_put_beside_another(wrong: Scoreboard):
+    again = Scoreboard.from_json(json.loads(json.dumps(wrong.as_json())))
+    assert again.as_json() == wrong.as_json()
+    both = again.beside(scoreboard(["cpu"], ["relu"], examples=10))
+    assert list(both.adapters) == ["cpu", "wrong"]
+    assert both.cell("cpu", "relu").verdict == "proven"
+    assert both.cell("cpu", "linear").verdict == "not checked"
+    assert text(both.cell("wrong", "relu")) == text(wrong.cell("wrong", "relu"))
+    assert len(both.beside(wrong).entries) == len(both.entries) == 3
+    with pytest.raises(spec.ParameterError, match="runs alike"):
+        both.beside(scoreboard(["cpu"], ["relu"], examples=3))
+
+
 class Dying(Executor):
     """Its workers die at once."""
 
@@ -121,13 +134,19 @@ def test_this_project_and_what_is_installed_are_on_the_board():
 
 
 def test_the_command_prints_and_writes_the_board(tmp_path: Path):
-    markdown, data = tmp_path / "board.md", tmp_path / "board.json"
+    markdown, data, merged = tmp_path / "board.md", tmp_path / "board.json", tmp_path / "merged.md"
     command = [sys.executable, "-m", "kernelproof", "scoreboard", "--adapters", "onnxruntime", "--ops", "relu"]
     command += ["--examples", "2", "--workers", "1", "--markdown", str(markdown), "--json", str(data)]
     came = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "relu.dx" in came.stdout
     assert json.loads(data.read_text())["adapters"]["onnxruntime"]
     assert "| `relu` | ✓" in markdown.read_text()
+    assert "Not run: cpu, cuda, torch" in markdown.read_text()
+    command = [*command[:4], "--merge", str(data), "--markdown", str(merged)]
+    subprocess.run(command, capture_output=True, check=True)
+    assert merged.read_text() == markdown.read_text()
+    data.write_text("{}")
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 2
 
 
 def test_the_command_refuses_what_is_not_there():

@@ -1,6 +1,7 @@
 """tinygrad: `Tensor` methods and `nn.optim.SGD`, gradients by `Tensor.gradient`, on tinygrad's default device.
 
-That is the CPU where there is no other, and takes clang.
+That is the CPU where there is no other, and takes clang. Optimizers keep their state in float32: `sgd` declines other
+scalars.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,6 +39,8 @@ def flat(padding: Any) -> tuple[int, ...]:
 
 
 def sgd(parameter: Any, gradient: Any, velocity: Any, *, learning_rate: float, momentum: float = 0) -> Any:
+    if parameter.dtype != tinygrad.dtypes.float32:
+        raise NotImplementedError("tinygrad's optimizers keep their state in float32")
     parameter.grad = gradient
     optimizer = optim.SGD([parameter], lr=learning_rate, momentum=momentum)
     if momentum:
