@@ -20,7 +20,7 @@ from kernelproof.spec import Window
 from .launch import parallel, ready, serial, share, threads
 from .micro_kernels import PIXELS, VECTORS, copy_row, from_lanes, multiply, to_lanes
 from .vectors import LANES, call, take
-from .workspace import borrowed
+from .workspace import borrowed, in_lines
 
 _STRIP = 2**18
 """Bytes of a strip's copy, and of its sums: together they leave room in a second-level cache for a panel of weights."""
@@ -74,7 +74,7 @@ class Plan(NamedTuple):
     @property
     def scratch(self) -> int:
         """Floats that a thread works in: the strip's copy and its sums."""
-        return self.copied + _whole(
+        return self.copied + in_lines(
             (self.sweep.strip * self.sweep.row_step * self.sweep.columns + LANES) * VECTORS * LANES
         )
 
@@ -83,12 +83,7 @@ class Plan(NamedTuple):
         """Floats of a strip's copy."""
         sweep = self.sweep
         rows = (sweep.strip - 1) * sweep.row_stride + sweep.span
-        return _whole(sweep.channels * rows * sweep.column_stride * sweep.pitch)
-
-
-def _whole(floats: int) -> int:
-    """In cache lines, and one more: pieces a power of two apart would share the same few lines of the cache."""
-    return -(-floats // 16) * 16 + 16
+        return in_lines(sweep.channels * rows * sweep.column_stride * sweep.pitch)
 
 
 @functools.lru_cache(maxsize=256)
@@ -193,7 +188,7 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, gr
 
 
 class Packing(NamedTuple):
-    """Where weights stand before packing, in floats: `times` blocks `block` apart, of rows `row` apart and `columns`."""
+    """Where weights stand in floats: `times` blocks, `block` apart, of rows `row` apart and `columns`."""
 
     times: int
     block: int

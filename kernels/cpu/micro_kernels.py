@@ -59,10 +59,10 @@ def to_lanes(words: Words, x: Any, row_step: Any, rows: Any, columns: Any, y: An
     builder = words.builder
     kept, last = words.first(rows), words.at(rows, -1)
     # Rows that are not there are read from the last one and then dropped: no branch, and nothing beyond x is touched.
-    begins = [
-        words.at(x, words.times(row_step, builder.select(builder.icmp_signed("<", words.number(row), rows), words.number(row), last)))
-        for row in range(words.lanes)
-    ]  # fmt: skip
+    begins = []
+    for row in range(words.lanes):
+        is_there = builder.icmp_signed("<", words.number(row), rows)
+        begins.append(words.at(x, words.times(row_step, builder.select(is_there, words.number(row), last))))
 
     def turned(vectors: list[Any]) -> list[Any]:
         return [builder.select(kept, each, words.constant(0)) for each in words.transpose(vectors)]

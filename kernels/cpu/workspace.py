@@ -30,6 +30,11 @@ def borrowed(floats: int) -> Iterator[np.ndarray]:
         _pool.append(piece)
 
 
+def in_lines(floats: int) -> int:
+    """In whole cache lines, and one more: pieces a power of two apart would share the same few lines of the cache."""
+    return -(-floats // 16) * 16 + 16
+
+
 def limit() -> int | None:
     """The bytes that a kernel's workspace may take; None if the user set no limit."""
     return _limit
