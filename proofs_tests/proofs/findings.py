@@ -131,7 +131,8 @@ FINDINGS: Sequence[Finding] = (
         "A parameter without axes raises ValueError: the learning rate is an array of one, and so is the step.",
     ),
     Finding(
-        "tinygrad", r"cross_entropy(\.dlogits)?", "keeps_nan_and_infinities", r"(?s)specification nan.*'logits': \(\d+, 1\)",
+        "tinygrad", r"cross_entropy(\.dlogits)?", "keeps_nan_and_infinities",
+        r"(?s)specification nan.*'logits': \(\d+, 1\)",
         "x - x is simplified to 0 whatever x is: with a single class a NaN or an infinity is gone when the maximum is "
         "taken out.", "https://github.com/tinygrad/tinygrad/pull/4982",
     ),
