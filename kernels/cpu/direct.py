@@ -25,6 +25,12 @@ from .workspace import borrowed, in_lines
 _STRIP = 2**18
 """Bytes of a strip's copy, and of its sums: together they leave room in a second-level cache for a panel of weights."""
 
+_LONG_ROW = 256
+"""Pixels that are worth making a row of, if rows may be joined: they are copied at one go."""
+
+_TASKS = 16
+"""Tasks where there are rows enough: a thread that is held up leaves the others work."""
+
 
 class Sweep(NamedTuple):
     """`y[k, i*row_step + a, j*column_step + b] = sum_ct x[c, i*row_stride + row_t - top, ...] * weight[c,t,k]`.
@@ -87,8 +93,8 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def forward(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int, tasks: int) -> Plan:
-    """The sweep that is `conv2d`, in at least so many tasks where there are rows enough."""
+def forward(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int) -> Plan:
+    """The sweep that is `conv2d`."""
     (n, c, h, w), (k, *_) = x_shape, weight_shape
     (top, _), (left, _) = window.padding
     taps = [
@@ -98,12 +104,12 @@ def forward(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, .
     ]
     return _planned(
         n, groups, (c // groups, h, w), (k // groups, window.p(x_shape), window.q(x_shape)),
-        window.stride, (1, 1), [(0, 0, list(enumerate(taps)))], tasks,
+        window.stride, (1, 1), [(0, 0, list(enumerate(taps)))],
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
-def backward(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int, tasks: int) -> Plan:
+def backward(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int) -> Plan:
     """The sweep that is `conv2d_dx`: `dx[h] = sum_r dy[(h + pad - r*dilation) / stride]` where that is whole."""
     (n, c, h, w), (k, _, kernel_r, kernel_s) = x_shape, weight_shape
     (top, _), (left, _) = window.padding
@@ -120,13 +126,13 @@ def backward(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, 
             phases.append((a, b, reached))
     return _planned(
         n, groups, (k // groups, window.p(x_shape), window.q(x_shape)), (c // groups, h, w),
-        (1, 1), window.stride, phases, tasks,
+        (1, 1), window.stride, phases,
     )  # fmt: skip
 
 
 def _planned(
     n: int, groups: int, source: tuple[int, int, int], target: tuple[int, int, int],
-    stride: tuple[int, int], step: tuple[int, int], phases: list[tuple[int, int, list[Any]]], tasks: int,
+    stride: tuple[int, int], step: tuple[int, int], phases: list[tuple[int, int, list[Any]]],
 ) -> Plan:  # fmt: skip
     (channels, height, width), (filters, rows, columns) = source, target
     reached = [at for _, _, taps in phases for _, at in taps]
@@ -148,7 +154,7 @@ def _planned(
         return max(copied, sums) <= _STRIP
 
     strip = max([1, *(each for each in range(1, strip_rows + 1) if fits(each))])
-    strip = min(strip, max(1, strip_rows * n * groups // tasks))
+    strip = min(strip, max(1, strip_rows * n * groups // _TASKS))
     strips = -(-strip_rows // strip)
     strip = -(-strip_rows // strips)
     table, offsets, order = [], [], []
@@ -167,24 +173,37 @@ def _planned(
 
 def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bool = False) -> Any:
     """y by one sweep; each element is one chain of fused multiply-adds, bias first, channels, then taps row-major."""
-    plan = forward(window, x.shape, weight.shape, groups, _TASKS * threads())
     k, c_of_group, r, s = weight.shape
+    x_shape = _as_long_rows(window, x.shape)
+    plan = forward(window, x_shape, weight.shape, groups)
     # Of one filter, channels and taps lie in a row.
     packing = Packing(1, 0, c_of_group * r * s, c_of_group * r * s)
-    y = np.empty((len(x), k, plan.sweep.rows, plan.sweep.columns), np.float32)
-    return _swept(plan, ready(x), ready(weight), packing, bias, y, relu)
+    y = np.empty((len(x), k, window.p(x.shape), window.q(x.shape)), np.float32)
+    _sweep_all(plan, ready(x).reshape(x_shape), ready(weight), packing, bias, y, relu)
+    return y
 
 
 def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, groups: int) -> Any:
     """dx by one sweep; each element is one chain of fused multiply-adds, filters, then taps row-major."""
-    plan = backward(window, x_shape, weight.shape, groups, _TASKS * threads())
     k, c_of_group, r, s = weight.shape
+    plan = backward(window, _as_long_rows(window, x_shape), weight.shape, groups)
     # The sweep's channels are the filters; taps in the order of the phases that they belong to.
     weight = ready(weight).reshape(k, c_of_group, r * s)
     if window.stride != (1, 1):
         weight = ready(weight[:, :, plan.order])
     packing = Packing(k // groups, c_of_group * len(plan.order), len(plan.order), len(plan.order))
-    return _swept(plan, ready(dy), weight, packing, None, np.empty(x_shape, np.float32), False)
+    dx = np.empty(x_shape, np.float32)
+    _sweep_all(plan, ready(dy), weight, packing, None, dx, False)
+    return dx
+
+
+def _as_long_rows(window: Window, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """For a window of one pixel, which does not care where a row ends: the image with several of its rows as one."""
+    n, c, h, w = x_shape
+    if window != Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)):
+        return n, c, h, w
+    together = max([1, *(rows for rows in range(1, h + 1) if h % rows == 0 and rows * w <= _LONG_ROW)])
+    return n, c, h // together, w * together
 
 
 class Packing(NamedTuple):
@@ -196,20 +215,15 @@ class Packing(NamedTuple):
     columns: int
 
 
-_TASKS = 4
-"""Tasks for each thread where there are rows enough: one that is held up leaves the others work."""
-
-
-def _swept(plan: Plan, x: Any, weight: Any, packing: Packing, bias: Any, y: Any, relu: bool) -> Any:
+def _sweep_all(plan: Plan, x: Any, weight: Any, packing: Packing, bias: Any, y: Any, relu: bool) -> None:
+    """Pack the weights, then sweep; y is in whatever shape its memory is."""
     sweep = plan.sweep
     vectors = -(-sweep.filters // LANES)
     last = vectors - (vectors - 1) // VECTORS * VECTORS
     routines = np.array(
         [
             to_lanes.address(),
-            copy_row.address(step=min(sweep.column_stride, 3))
-            if sweep.column_stride < 3
-            else copy_row.address(step=sweep.column_stride),
+            copy_row.address(step=sweep.column_stride),
             multiply.address(pixels=sweep.pixels, vectors=VECTORS, pixel_step=4),
             multiply.address(pixels=sweep.pixels, vectors=last, pixel_step=4),
             from_lanes.address(relu=int(relu)),
@@ -236,7 +250,6 @@ def _swept(plan: Plan, x: Any, weight: Any, packing: Packing, bias: Any, y: Any,
             _sweep, tasks, cost, x, memory, plan.packed, plan.scratch, plan.copied, starts, y, plan.phases,
             plan.offsets, sweep, routines,
         )  # fmt: skip
-    return y
 
 
 @parallel

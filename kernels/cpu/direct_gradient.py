@@ -1,7 +1,7 @@
 """The direct weight gradient on the micro-kernel: every weight a sum over the pixels of all images.
 
 What `multiply` calls pixels are channels here, its terms are pixels: x is turned to `[image][row][column][channel]`,
-dy to `[image][pixel][filter lane]`, and a tile of channels x filters stays in registers while it runs over a few hundred
+dy to `[image][pixel][filter lane]`, and a tile of channels x filters stays in registers while it runs over hundreds of
 pixels. A few images, or a strip of one, are turned at a time, so that both stay in the second-level cache.
 
 The images are divided into a fixed number of parts, each summed in order by one task, and the parts are then added in
@@ -31,7 +31,7 @@ _SUMS = 2**21
 """Bytes of all parts' sums, where there is more than one part."""
 
 _PARTS = 8
-"""Tasks that a group's work is divided into, if it can be: images by images, else filters by filters."""
+"""Parts that the images are divided into, if there are so many and their sums are small enough."""
 
 _MERGED = 8
 """Below so many channels, a row of taps and their channels, which lie side by side, fill the tile together."""
@@ -94,9 +94,9 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int) -> Plan:
-    """The correlation that is `conv2d_dweight`."""
-    (n, c, h, w), (k, channels, kernel_r, kernel_s) = x_shape, weight_shape
+def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int, workers: int) -> Plan:
+    """The correlation that is `conv2d_dweight`, with work for so many threads."""
+    (n, _, h, w), (k, channels, kernel_r, kernel_s) = x_shape, weight_shape
     (top, _), (left, _) = window.padding
     (stride_r, stride_s), (dilation_r, dilation_s) = window.stride, window.dilation
     rows, columns, filters = window.p(x_shape), window.q(x_shape), k // groups
@@ -123,7 +123,8 @@ def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, .
     images = max(1, min(n, _PIXELS // (strip * columns), _TURNED // of_image)) if strip == rows else 1
     size = 4 * k * channels * kernel_r * kernel_s
     parts = max(1, min(_PARTS, _SUMS // size, -(-n // images) * -(-rows // strip)))
-    splits = min(-(-_PARTS // parts), -(-filters // (VECTORS * LANES)))
+    # Parts show in the bits, splits do not: each turns x anew, so there are no more than threads need.
+    splits = min(-(-workers // parts), -(-filters // (VECTORS * LANES)))
     shifts = [0] if merged else [s * dilation_s for s in range(kernel_s)]
     taps = [4 * (r * dilation_r * pitch + shift) * of_column for r in range(kernel_r) for shift in shifts]
     pixels = [4 * (p * stride_r * pitch + q * stride_s) * of_column for p in range(strip) for q in range(columns)]
@@ -137,7 +138,8 @@ def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, .
 def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Window, groups: int) -> Any:
     """dweight by one correlation; each sum is one chain of fused multiply-adds over a part's images, rows, columns in
     rising order; then the parts are added in order."""
-    plan = planned(window, x.shape, weight_shape, groups)
+    workers = threads()
+    plan = planned(window, x.shape, weight_shape, groups, workers)
     its = plan.correlation
     k, channels, kernel_r, kernel_s = weight_shape
     vectors = -(-its.filters // LANES)
@@ -148,7 +150,7 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
         [to_lanes.address(), from_lanes.address(relu=0), copy_row.address(step=1)]
         + [multiply.address(pixels=tile, vectors=count, pixel_step=4, accumulate=1) for tile, count in tiles]
     )
-    workers, turned = threads(), plan.turned_x + plan.turned_dy
+    turned = plan.turned_x + plan.turned_dy
     dweight = np.empty((k, its.taps, its.block) if its.merged else (k, channels, its.taps), np.float32)
     with borrowed(its.groups * its.parts * plan.sums + workers * turned) as memory:
         cost = dweight.size * dy[:, 0].size // (its.groups * its.parts * its.splits)

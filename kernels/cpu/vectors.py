@@ -66,8 +66,11 @@ class Words:
 
     def splat(self, address: Any) -> Any:
         """A vector whose lanes all hold the float at `address`."""
-        scalar = self.builder.load(self._pointer(address, FLOAT), align=4)
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        return self.broadcast(self.builder.load(self._pointer(address, FLOAT), align=4))
+
+    def broadcast(self, scalar: Any) -> Any:
+        """A vector whose lanes all hold `scalar`, a float or an integer."""
+        undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
         return self.shuffle(first, undefined, [0] * self.lanes)
 
@@ -82,12 +85,8 @@ class Words:
 
     def first(self, count: Any) -> Any:
         """The mask of the first `count` lanes: none below one, all beyond `lanes`."""
-        splat = ir.VectorType(INT, self.lanes)
-        undefined = ir.Constant(splat, ir.Undefined)
-        counts = self.shuffle(
-            self.builder.insert_element(undefined, count, ir.Constant(_INT32, 0)), undefined, [0] * self.lanes
-        )
-        return self.builder.icmp_signed("<", ir.Constant(splat, list(range(self.lanes))), counts)
+        lanes = ir.Constant(ir.VectorType(INT, self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", lanes, self.broadcast(count))
 
     def load_where(self, mask: Any, address: Any) -> Any:
         """Zero in the other lanes, whose memory is not touched."""
@@ -96,10 +95,16 @@ class Words:
         return self.builder.call(self._declared(name, self.vector, arguments), arguments)
 
     def store_where(self, mask: Any, vector: Any, address: Any) -> None:
-        """The other lanes' memory is not touched."""
-        name = f"llvm.masked.store.v{self.lanes}f32.p0"
-        arguments = (vector, self._pointer(address, self.vector), ir.Constant(_INT32, 4), mask)
+        """The other lanes' memory is not touched. A vector of 64-bit integers is stored likewise."""
+        kind, align = ("f32", 4) if vector.type == self.vector else ("i64", 8)
+        name = f"llvm.masked.store.v{self.lanes}{kind}.p0"
+        arguments = (vector, self._pointer(address, vector.type), ir.Constant(_INT32, align), mask)
         self.builder.call(self._declared(name, ir.VoidType(), arguments), arguments)
+
+    def store_past(self, vector: Any, address: Any) -> None:
+        """Stored past the caches, at an address aligned to whole vectors: for what is not soon read again."""
+        stored = self.builder.store(vector, self._pointer(address, self.vector), align=self.size)
+        stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(_INT32, 1)]))
 
     def gather(self, mask: Any, address: Any, step: int) -> Any:
         """Every `step`-th float from `address` on, zero where the mask has none and no memory is touched."""

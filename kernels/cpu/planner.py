@@ -1,0 +1,170 @@
+"""Which algorithm computes a convolution: a table of rows, each with its conditions, its cost and its reason.
+
+The row with the least estimated cost wins among those whose conditions hold, whose rounding is allowed and whose
+workspace fits. `kernelproof plan` prints the whole decision.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernelproof.kernels.contract import Precision
+from kernelproof.spec import Window
+from kernelproof.spec.errors import UnsupportedError
+
+from . import direct, direct_gradient, shifted_rows
+from .launch import threads
+from .vectors import LANES
+from .workspace import limit
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A convolution or one of its gradients, by what the choice depends on; `operator` is the specification's name."""
+
+    operator: str
+    x_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    window: Window
+    groups: int
+    dtype: str
+
+    @property
+    def multiply_adds(self) -> int:
+        """Products that the equation sums, those with the padding among them."""
+        n, k = self.x_shape[0], self.weight_shape[0]
+        of_pixel = int(np.prod(self.weight_shape[1:]))
+        return n * k * of_pixel * self.window.p(self.x_shape) * self.window.q(self.x_shape)
+
+    @property
+    def filters(self) -> int:
+        """Of one group."""
+        return self.weight_shape[0] // self.groups
+
+    @property
+    def lanes_used(self) -> float:
+        """The part of a vector's lanes that have a filter to work on, or a channel in the input gradient."""
+        across = self.weight_shape[1] if self.operator == "conv2d_dx" else self.filters
+        return across / (-(-across // LANES) * LANES)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a problem must be for an algorithm to be right, or to be worth it."""
+
+    text: str
+    holds: Callable[[Problem], bool]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A row of the table.
+
+    `cost` estimates multiply-adds at the micro-kernel's full speed, `workspace` is its bound in bytes, `run` takes the
+    operator's own arguments.
+    """
+
+    name: str
+    operator: str
+    run: Callable[..., Any]
+    conditions: tuple[Condition, ...]
+    cost: Callable[[Problem], float]
+    workspace: Callable[[Problem], int]
+    reason: str
+    rounding: Precision = "strict"
+
+    def refusal(self, problem: Problem, precision: Precision) -> str | None:
+        """Why it is not taken whatever it costs; None if it may be."""
+        failed = [each.text for each in self.conditions if not each.holds(problem)]
+        if failed:
+            return f"needs {', '.join(failed)}"
+        if self.rounding != "strict" and precision == "strict":
+            return f"rounds more than strict allows: needs precision={self.rounding!r}"
+        bound = limit()
+        if bound is not None and self.workspace(problem) > bound:
+            return f"needs {self.workspace(problem)} bytes of workspace, {bound} are allowed"
+        return None
+
+
+FLOAT32 = Condition("float32", lambda problem: problem.dtype == "float32")
+
+
+def _plain(operator: str, run: Callable[..., Any], copies: Callable[[Problem], int]) -> Algorithm:
+    return Algorithm(
+        "shifted rows", operator, run, (), lambda problem: 8.0 * problem.multiply_adds, copies,
+        "any float and any geometry; vectors are whatever the compiler finds",
+    )  # fmt: skip
+
+
+def _direct(operator: str, run: Callable[..., Any], workspace: Callable[[Problem], int]) -> Algorithm:
+    return Algorithm(
+        "direct", operator, run, (FLOAT32,),
+        lambda problem: problem.multiply_adds / problem.lanes_used / 0.9, workspace,
+        "one chain of fused multiply-adds for each element, a lane for each filter, any geometry",
+    )  # fmt: skip
+
+
+def _planes(problem: Problem) -> int:
+    """Bytes of the padded copies of x and dy."""
+    window, x_shape = problem.window, problem.x_shape
+    padded = shifted_rows.Planes.of(window, x_shape).shape
+    split = int(np.prod(padded)) * x_shape[0] * x_shape[1]
+    pitched = x_shape[0] * problem.weight_shape[0] * window.p(x_shape) * padded[3]
+    of_operator = {"conv2d": split, "conv2d_dx": pitched, "conv2d_dweight": split + pitched}
+    return of_operator[problem.operator] * np.dtype(problem.dtype).itemsize
+
+
+def _sweep(plan: Callable[..., direct.Plan]) -> Callable[[Problem], int]:
+    def workspace(problem: Problem) -> int:
+        its = plan(problem.window, problem.x_shape, problem.weight_shape, problem.groups)
+        return 4 * (its.packed + threads() * its.scratch)
+
+    return workspace
+
+
+def _correlation(problem: Problem) -> int:
+    its = direct_gradient.planned(problem.window, problem.x_shape, problem.weight_shape, problem.groups, threads())
+    parts = its.correlation.groups * its.correlation.parts * its.sums
+    return 4 * (parts + threads() * (its.turned_x + its.turned_dy))
+
+
+ALGORITHMS: tuple[Algorithm, ...] = (
+    _plain("conv2d", shifted_rows.conv2d, _planes),
+    _plain("conv2d_dx", shifted_rows.conv2d_dx, _planes),
+    _plain("conv2d_dweight", shifted_rows.conv2d_dweight, _planes),
+    _direct("conv2d", direct.conv2d, _sweep(direct.forward)),
+    _direct("conv2d_dx", direct.conv2d_dx, _sweep(direct.backward)),
+    _direct("conv2d_dweight", direct_gradient.conv2d_dweight, _correlation),
+)
+"""Every way to compute a convolution or one of its gradients on this CPU."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The algorithm taken, what others that could be taken would cost, and why the rest could not."""
+
+    taken: Algorithm
+    costs: dict[str, float]
+    refused: dict[str, str]
+
+
+def decide(problem: Problem, precision: Precision) -> Decision:
+    """The decision for a problem; raises UnsupportedError if a workspace limit leaves no algorithm."""
+    return _decide(problem, precision, threads(), limit())
+
+
+@functools.lru_cache(maxsize=1024)
+def _decide(problem: Problem, precision: Precision, threads: int, limit: int | None) -> Decision:
+    rows = [each for each in ALGORITHMS if each.operator == problem.operator]
+    refused = {each.name: why for each in rows if (why := each.refusal(problem, precision)) is not None}
+    costs = {each.name: each.cost(problem) for each in rows if each.name not in refused}
+    if not costs:
+        raise UnsupportedError(
+            problem.operator, f"workspace_limit({limit})",
+            f"{min(each.workspace(problem) for each in rows)} bytes for the smallest algorithm", "Raise the limit.",
+        )  # fmt: skip
+    taken = min((each for each in rows if each.name in costs), key=lambda each: costs[each.name])
+    return Decision(taken, costs, refused)
