@@ -67,7 +67,10 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
         "depthwise": lambda problem: problem.options["groups"] > 1 and problem.shapes["weight"][1] == 1,
         "bias": lambda problem: "bias" in problem.shapes,
         "no bias": lambda problem: "bias" not in problem.shapes,
-        "channels past 64": lambda problem: problem.shapes["weight"][1] > 64,
+        "channels past 64": lambda problem: problem.shapes["weight"][1] > 64 and problem.options["groups"] == 1,
+        "channels per group past 64": lambda problem: (
+            problem.shapes["weight"][1] > 64 and problem.options["groups"] > 1
+        ),
         "filters past 64": lambda problem: problem.shapes["weight"][0] > 64 * problem.options["groups"],
     },
     "max_pool2d": {
