@@ -47,6 +47,17 @@ def test_the_other_kernels_are_proven(command: str, tmp_path: Path) -> None:
     assert came.returncode == 0, came.stdout
 
 
+def test_a_fused_rectifier_that_is_dropped_is_refuted_as_the_page_says(tmp_path: Path) -> None:
+    source = dict(FILES)["myfused.py"]
+    dropped = re.sub(r"np\.maximum\((.*), 0\)", r"\1 if options['stride'] != (1, 1) else np.maximum(\1, 0)", source)
+    assert dropped != source
+    written(tmp_path, [("myfused.py", dropped)])
+    came = run(tmp_path, "kernelproof verify myfused:conv2d --op conv2d --level L1")
+    assert came.returncode == 1
+    [got, expected] = map(int, re.findall(r"the kernel gives (-?\d+), the specification (-?\d+)", came.stdout)[0])
+    assert got == 2 * expected
+
+
 def test_the_kernels_are_proven_in_pytest(tmp_path: Path) -> None:
     written(tmp_path, FILES)
     options = ["--kernelproof-examples", "2", "--kernelproof-level", "L1", "-p", "no:cacheprovider"]
