@@ -63,24 +63,30 @@ class Condition:
 class Algorithm:
     """A row of the table.
 
-    `cost` estimates multiply-adds at the micro-kernel's full speed, `workspace` is its bound in bytes, `run` takes the
-    operator's own arguments.
+    `needs` are conditions without which it would be wrong, `worth` those without which it would not pay. `cost` estimates
+    multiply-adds at the micro-kernel's full speed, `workspace` is its bound in bytes, `run` takes the specification
+    body's arguments. Its results round as the proof kit's class `rounds_as`, which `rounding` allows.
     """
 
     name: str
     operator: str
     run: Callable[..., Any]
-    conditions: tuple[Condition, ...]
     cost: Callable[[Problem], float]
     workspace: Callable[[Problem], int]
     reason: str
+    needs: tuple[Condition, ...] = ()
+    worth: tuple[Condition, ...] = ()
     rounding: Precision = "strict"
+    rounds_as: str | None = None
 
     def refusal(self, problem: Problem, precision: Precision) -> str | None:
         """Why it is not taken whatever it costs; None if it may be."""
-        failed = [each.text for each in self.conditions if not each.holds(problem)]
+        failed = [each.text for each in self.needs if not each.holds(problem)]
         if failed:
             return f"needs {', '.join(failed)}"
+        failed = [each.text for each in self.worth if not each.holds(problem)]
+        if failed:
+            return f"pays with {', '.join(failed)}"
         if self.rounding != "strict" and precision == "strict":
             return f"rounds more than strict allows: needs precision={self.rounding!r}"
         bound = limit()
@@ -94,16 +100,15 @@ FLOAT32 = Condition("float32", lambda problem: problem.dtype == "float32")
 
 def _plain(operator: str, run: Callable[..., Any], copies: Callable[[Problem], int]) -> Algorithm:
     return Algorithm(
-        "shifted rows", operator, run, (), lambda problem: 8.0 * problem.multiply_adds, copies,
+        "shifted rows", operator, run, lambda problem: 8.0 * problem.multiply_adds, copies,
         "any float and any geometry; vectors are whatever the compiler finds",
     )  # fmt: skip
 
 
 def _direct(operator: str, run: Callable[..., Any], workspace: Callable[[Problem], int]) -> Algorithm:
     return Algorithm(
-        "direct", operator, run, (FLOAT32,),
-        lambda problem: problem.multiply_adds / problem.lanes_used / 0.9, workspace,
-        "one chain of fused multiply-adds for each element, a lane for each filter, any geometry",
+        "direct", operator, run, lambda problem: problem.multiply_adds / problem.lanes_used / 0.9, workspace,
+        "one chain of fused multiply-adds for each element, a lane for each filter, any geometry", (FLOAT32,),
     )  # fmt: skip
 
 

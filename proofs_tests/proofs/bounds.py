@@ -10,6 +10,7 @@ import numpy as np
 
 from .problems import Problem
 from .values import PRECISIONS, significand_bits
+from .winograd_bound import SIZES, winograd_bound
 
 FUNCTION_ULPS = 2
 """exp and log are taken to be within this many units in the last place, as libm, SVML and CUDA document or better."""
@@ -45,6 +46,8 @@ def rounding_bound(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: st
             gamma(windows, u)
             * np.asarray(problem.call(problem.spec, magnitudes | {"x": arrays["x"].astype(np.float64)})),
         )
+    if problem.precision in SIZES:
+        return (winograd_bound(problem, magnitudes, u, tiny),)
     # Sums of products: the specification on ones counts the terms, on magnitudes it gives sum |x||w| + |b|.
     ones = {name: np.ones_like(each) for name, each in magnitudes.items()}
     count, magnitude = np.asarray(problem.call(problem.spec, ones)), np.asarray(problem.call(problem.spec, magnitudes))

@@ -50,7 +50,8 @@ class Differences:
 class Declared:
     """A kernel and what its author declared: for which problems it is, how it is told a number of threads.
 
-    `reentrant`: a second call may begin before the first has ended; `checked`: it refuses wrong calls.
+    `reentrant`: a second call may begin before the first has ended; `checked`: it refuses wrong calls; `precision`: the
+    class of its rounding, all bits of the dtype if there is none.
     """
 
     function: Kernel
@@ -58,6 +59,7 @@ class Declared:
     set_threads: Callable[[int], object] | None = None
     reentrant: bool = True
     checked: bool = False
+    precision: str | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

@@ -14,7 +14,7 @@ from kernelproof.spec import OPERATORS, OPS, Dual, duals
 from .bounds import rounding_bound
 from .judging import Declared, Kernel, LawBroken, all_zero, compare, evaluate, place, specified
 from .problems import Problem
-from .values import largest_whole
+from .values import INEXACT, largest_whole
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,15 @@ class Law:
     needs: Callable[[Declared], bool]
 
 
+DECIDED_EXACTLY = ("L1", "L2", "L4", "L5", "L6")
+"""Levels whose laws know no rounding."""
+
+
+def is_exact(kernel: Declared) -> bool:
+    """Whether its precision class computes with whole numbers exactly."""
+    return kernel.precision not in INEXACT
+
+
 LAWS: dict[str, Law] = {}
 """Every law by its name; `@law` fills it."""
 
@@ -55,9 +64,13 @@ def law(
     operators: Iterable[str],
     where: Callable[[Problem], bool] = lambda problem: True,
     never: Iterable[str] = (),
-    needs: Callable[[Declared], bool] = lambda kernel: True,
+    needs: Callable[[Declared], bool] | None = None,
 ) -> Callable[[Callable[..., Observation]], Law]:
-    """Register the check below as a law: its name is the theorem, its docstring the statement."""
+    """Register the check below as a law: its name is the theorem, its docstring the statement.
+
+    Without `needs`, laws that are decided exactly need a kernel that whole numbers come through exactly.
+    """
+    needs = needs or (is_exact if level in DECIDED_EXACTLY else lambda kernel: True)
 
     def register(check: Callable[[Kernel, Problem], Observation]) -> Law:
         def checked(kernel: Kernel, problem: Problem) -> Observation:
@@ -213,6 +226,16 @@ def returns_an_input_bit_for_bit(kernel: Kernel, problem: Problem) -> Observatio
 @law("L4", "special", ["cross_entropy", "cross_entropy.dlogits"])
 def keeps_nan_and_infinities(kernel: Kernel, problem: Problem) -> Observation:
     """NaN and infinities come out exactly where the specification has them, and nowhere else."""
+    return _places_of_nan_and_infinities(kernel, problem)
+
+
+@law("L4", "special", [name for name in LINEAR if name.startswith("conv2d")], needs=lambda kernel: not is_exact(kernel))
+def keeps_nan_and_infinities_though_it_rounds(kernel: Kernel, problem: Problem) -> Observation:
+    """NaN and infinities come out exactly where the specification has them, whatever else is mixed in a tile."""
+    return _places_of_nan_and_infinities(kernel, problem)
+
+
+def _places_of_nan_and_infinities(kernel: Kernel, problem: Problem) -> Observation:
     arrays = problem.arrays()
     with np.errstate(invalid="ignore"):
         right = specified(problem, arrays, problem.dtype)

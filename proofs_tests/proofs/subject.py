@@ -54,7 +54,7 @@ class Subject:
         def supports(problem: Problem) -> bool:
             return problem.dtype in self.dtypes and self.supports(problem)
 
-        return Declared(self.functions[operator], supports, self.threads, self.reentrant, self.checked)
+        return Declared(self.functions[operator], supports, self.threads, self.reentrant, self.checked, self.precision)
 
     @property
     def declared(self) -> dict[str, Any]:

@@ -14,8 +14,25 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 
-PRECISIONS: Mapping[str, int] = {"fp64": 53, "fp32": 24, "3xtf32": 21, "tf32": 11, "fp16": 11, "bf16": 8}
-"""Bits of the significand, the hidden one included, that a precision class keeps of every operand."""
+PRECISIONS: Mapping[str, int] = {
+    "fp64": 53, "fp32": 24, "3xtf32": 21, "winograd2": 16, "winograd4": 16, "tf32": 11, "fp16": 11, "bf16": 8,
+}  # fmt: skip
+"""Bits of the significand, the hidden one included, that a precision class keeps of every operand.
+
+Winograd computes in float32, but its transforms add up what a tile holds: of operands with 24 bits less than one more
+would be exact. Tiles of 2 x 2 keep 16: four entries add 2 bits, quarters in the weights' transform 2, nine sums of
+products 4.
+"""
+
+GROWTH: Mapping[str, int] = {"winograd2": 36}
+"""How many times larger than the sums of products, in its smallest unit, a precision class's intermediates get.
+
+F(2x2, 3x3): transformed weights are at most 9/4 of the largest weight, in quarters, and transformed tiles 4 times the
+largest entry.
+"""
+
+INEXACT = frozenset({"winograd4"})
+"""Classes that no whole numbers come through exactly: there are thirds in the transforms of larger tiles."""
 
 
 def significand_bits(dtype: str) -> int:
@@ -51,7 +68,7 @@ def largest_whole(problem: "Problem", counted: int | None = None) -> int:
 
     `counted` are the terms, where they are known.
     """
-    room = 2 ** significand_bits("float32") // (counted or terms(problem))
+    room = 2 ** significand_bits("float32") // ((counted or terms(problem)) * GROWTH.get(problem.precision or "", 1))
     return max(1, min(math.isqrt(room), 2 ** operand_bits(problem)))
 
 

@@ -1,0 +1,25 @@
+"""Every algorithm of the planner, held to the laws wherever it can be taken."""
+
+import pytest
+
+from kernelproof.proofs.algorithms import algorithms
+from kernelproof.proofs.hold import hold
+from kernelproof.proofs.verify import laws_for
+
+ALGORITHMS = algorithms()
+PLACES = [
+    (name, operator, law)
+    for name, subject in ALGORITHMS.items()
+    for operator in subject.functions
+    for law in laws_for(subject, operator)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "law"),
+    [pytest.param(*each, id=f"{each[0]}-{each[1]}-{each[2].name}") for each in PLACES],
+)
+def test_an_algorithm_holds_its_laws(name: str, operator: str, law) -> None:  # type: ignore[no-untyped-def]
+    result = hold(law, ALGORITHMS[name], operator, examples=30, seed=0)
+    assert result.failure is None, result.failure and result.failure.message
+    assert result.cases
