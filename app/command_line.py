@@ -167,7 +167,7 @@ def verify(
     from kernelproof.proofs.subject import subject_of
 
     from .executors import working
-    from .replay_command import save
+    from .replay_command import keep
     from .report_files import write_reports
     from .terminal import show_report, watched
 
@@ -200,8 +200,7 @@ def verify(
             time_limit=None if own else time_limit, shard=shard, cases=known, executor=workforce,
         )  # fmt: skip
     show_report(console, report)
-    for path in save(report, cases):
-        console.print(f"Saved; to try it again: kernelproof replay {path}", markup=False)
+    keep(console, report, cases)
     if json is not None:
         write_json(report.as_json(), json)
     for path in write_reports(report, html=html, junit=junit, markdown=markdown, certificate=certificate):

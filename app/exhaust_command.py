@@ -18,7 +18,7 @@ from kernelproof.proofs.report import Report
 from kernelproof.proofs.subject import subject_of
 
 from .executors import Engine, working
-from .replay_command import CASES, save
+from .replay_command import CASES, keep
 from .terminal import show_report
 
 EVERY = 1.0
@@ -131,8 +131,7 @@ def run(
     )
     if last.result.verdict == "proven" and last.result.escape is not None:
         console.print(f"A kernel wrong in one of them alone escapes with probability <= {last.result.escape:.1e}")
-    for path in save(report, cases):
-        console.print(f"Saved; to try it again: kernelproof replay {path}", markup=False)
+    keep(console, report, cases)
     if json is not None:
         write_json({**report.as_json(), "scope": asdict(scope), "configurations": scope.size}, json)
     return report.exit_status

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from kernelproof.models.host import write_whole
 from kernelproof.proofs.cases import Case, load
 from kernelproof.proofs.cases import replay as rerun
@@ -53,6 +55,18 @@ def _shown(path: Path, case: Case, time_limit: float) -> str:
         about = f"{about}  {broken or ''}".rstrip()
     screen.print(f"{verdict:>11}  {path.name}  {about}", markup=False)
     return verdict
+
+
+def keep(console: Console, report: Report, folder: Path) -> None:
+    """Save the report's failures and say how to try them again."""
+    match save(report, folder):
+        case [path]:
+            console.print(f"Saved; to try it again: kernelproof replay {path}", markup=False)
+        case [_, *_] as paths:
+            console.print(
+                f"All {len(paths)} cases are saved; to try them again: kernelproof replay --cases {folder}",
+                markup=False,
+            )
 
 
 def save(report: Report, folder: Path) -> list[Path]:

@@ -74,7 +74,10 @@ def _count(number: int, what: str) -> str:
 
 
 def show_report(console: Console, report: Report) -> None:
-    """The verdict and its numbers; what failed comes last, with the code that shows it again."""
+    """The verdict, its numbers, what failed, and last each operator's first failure with the code that shows it again.
+
+    The first is the most telling: laws are held from the exact ones on.
+    """
     operators, seconds = len({result.operator for result in report.laws}), sum(each.seconds for each in report.results)
     theorems = f"{_count(len(report.theorems), 'theorem')} about sizes, " if report.theorems else ""
     verdict = f"[bold {COLOURS[report.verdict]}]{escape(report.kernel)}: {report.verdict}[/]"
@@ -85,13 +88,22 @@ def show_report(console: Console, report: Report) -> None:
     if declined := sum(result.unsupported for result in report.laws):
         reasons = dict.fromkeys(result.declined for result in report.laws if result.declined)
         console.print(f"{_count(declined, 'problem')} declined: {'; '.join(reasons)}", markup=False)
+    first = {result.operator: result for result in reversed(report.failures)}.values()
     for result in report.failures:
-        assert result.failure is not None
-        console.print(f"\n[red]{result.law.replace('_', ' ')}[/] ({result.statement})", soft_wrap=True)
-        console.print(result.failure.message, markup=False)
+        if result not in first:
+            _show_failure(console, result)
+    for result in reversed(first):
+        _show_failure(console, result)
         if code := reproduction(result, report):
             console.print("The smallest case that shows it, to paste into Python:\n")
-            console.print(code, markup=False, soft_wrap=True)
+            console.print(code, markup=False)
+
+
+def _show_failure(console: Console, result: Result) -> None:
+    assert result.failure is not None
+    statement = escape(" ".join(result.statement.split()))
+    console.print(f"\n[red]{result.law.replace('_', ' ')}[/] ({statement})")
+    console.print(result.failure.message, markup=False)
 
 
 def trained(
