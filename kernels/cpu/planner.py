@@ -15,7 +15,7 @@ from kernelproof.kernels.contract import Precision
 from kernelproof.spec import Window
 from kernelproof.spec.errors import UnsupportedError
 
-from . import direct, direct_gradient, shifted_rows
+from . import direct, direct_gradient, shifted_rows, sweep
 from .launch import threads
 from .vectors import LANES
 from .workspace import limit
@@ -63,7 +63,7 @@ class Condition:
 class Algorithm:
     """A row of the table.
 
-    `needs` are conditions without which it would be wrong, `worth` those without which it would not pay. `cost` estimates
+    `needs` are conditions without which it would be wrong, `worth` those without which it does not pay. `cost` estimates
     multiply-adds at the micro-kernel's full speed, `workspace` is its bound in bytes, `run` takes the specification
     body's arguments. Its results round as the proof kit's class `rounds_as`, which `rounding` allows.
     """
@@ -122,7 +122,7 @@ def _planes(problem: Problem) -> int:
     return of_operator[problem.operator] * np.dtype(problem.dtype).itemsize
 
 
-def _sweep(plan: Callable[..., direct.Plan]) -> Callable[[Problem], int]:
+def _sweep(plan: Callable[..., sweep.Plan]) -> Callable[[Problem], int]:
     def workspace(problem: Problem) -> int:
         its = plan(problem.window, problem.x_shape, problem.weight_shape, problem.groups)
         return 4 * (its.packed + threads() * its.scratch)
@@ -140,8 +140,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     _plain("conv2d", shifted_rows.conv2d, _planes),
     _plain("conv2d_dx", shifted_rows.conv2d_dx, _planes),
     _plain("conv2d_dweight", shifted_rows.conv2d_dweight, _planes),
-    _direct("conv2d", direct.conv2d, _sweep(direct.forward)),
-    _direct("conv2d_dx", direct.conv2d_dx, _sweep(direct.backward)),
+    _direct("conv2d", direct.conv2d, _sweep(sweep.forward)),
+    _direct("conv2d_dx", direct.conv2d_dx, _sweep(sweep.backward)),
     _direct("conv2d_dweight", direct_gradient.conv2d_dweight, _correlation),
 )
 """Every way to compute a convolution or one of its gradients on this CPU."""

@@ -17,8 +17,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-FLOAT, INT, BIT = ir.FloatType(), ir.IntType(64), ir.IntType(1)
-_INT32 = ir.IntType(32)
+FLOAT, INT, INT32, BIT = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(1)
 
 
 def _lanes() -> int:
@@ -47,6 +46,15 @@ class Words:
         """A vector whose lanes all hold `value`."""
         return ir.Constant(self.vector, [float(value)] * self.lanes)
 
+    def integers(self, value: int) -> Any:
+        """A vector of 32-bit integers that are all `value`: as many as there are lanes, with as many bits as floats."""
+        return ir.Constant(ir.VectorType(INT32, self.lanes), [value] * self.lanes)
+
+    def rectified(self, vector: Any) -> Any:
+        """`relu`, which is not a maximum: NaN stays NaN."""
+        is_negative = self.builder.fcmp_ordered("<", vector, self.constant(0))
+        return self.builder.select(is_negative, self.constant(0), vector)
+
     def at(self, address: Any, offset: Any) -> Any:
         """`address + offset`, both in bytes."""
         return self.builder.add(address, self.number(offset) if isinstance(offset, int) else offset)
@@ -59,7 +67,7 @@ class Words:
         return self.builder.load(self._pointer(address, self.vector), align=4)
 
     def store(self, vector: Any, address: Any) -> None:
-        self.builder.store(vector, self._pointer(address, self.vector), align=4)
+        self.builder.store(vector, self._pointer(address, vector.type), align=4)
 
     def load_integer(self, address: Any) -> Any:
         return self.builder.load(self._pointer(address, INT), align=8)
@@ -71,7 +79,7 @@ class Words:
     def broadcast(self, scalar: Any) -> Any:
         """A vector whose lanes all hold `scalar`, a float or an integer."""
         undefined = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
-        first = self.builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
+        first = self.builder.insert_element(undefined, scalar, ir.Constant(INT32, 0))
         return self.shuffle(first, undefined, [0] * self.lanes)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
@@ -80,42 +88,56 @@ class Words:
 
     def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
         """Lanes of a, then (counted on) of b, in the order given."""
-        order = ir.Constant(ir.VectorType(_INT32, len(lanes)), list(lanes))
+        order = ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes))
         return self.builder.shuffle_vector(a, b, order)
 
     def first(self, count: Any) -> Any:
         """The mask of the first `count` lanes: none below one, all beyond `lanes`."""
-        lanes = ir.Constant(ir.VectorType(INT, self.lanes), list(range(self.lanes)))
-        return self.builder.icmp_signed("<", lanes, self.broadcast(count))
+        most, least = self.number(self.lanes), self.number(0)
+        count = self.builder.select(self.builder.icmp_signed("<", count, most), count, most)
+        count = self.builder.select(self.builder.icmp_signed(">", count, least), count, least)
+        return self.inside(least, count)
 
-    def load_where(self, mask: Any, address: Any) -> Any:
-        """Zero in the other lanes, whose memory is not touched."""
+    def inside(self, first: Any, size: Any, step: int = 1) -> Any:
+        """The mask of the lanes for which `0 <= first + lane*step < size`."""
+        # Sizes are below 2**31. Unsigned, what is below zero is beyond every size.
+        first, size = (self.broadcast(self.builder.trunc(each, INT32)) for each in (first, size))
+        positions = ir.Constant(first.type, [lane * step for lane in range(self.lanes)])
+        return self.builder.icmp_unsigned("<", self.builder.add(first, positions), size)
+
+    def load_where(self, mask: Any, address: Any, otherwise: float = 0) -> Any:
+        """`otherwise` in the other lanes, whose memory is not touched."""
         name = f"llvm.masked.load.v{self.lanes}f32.p0"
-        arguments = (self._pointer(address, self.vector), ir.Constant(_INT32, 4), mask, self.constant(0))
+        arguments = (self._pointer(address, self.vector), ir.Constant(INT32, 4), mask, self.constant(otherwise))
         return self.builder.call(self._declared(name, self.vector, arguments), arguments)
 
     def store_where(self, mask: Any, vector: Any, address: Any) -> None:
         """The other lanes' memory is not touched. A vector of 64-bit integers is stored likewise."""
         kind, align = ("f32", 4) if vector.type == self.vector else ("i64", 8)
         name = f"llvm.masked.store.v{self.lanes}{kind}.p0"
-        arguments = (vector, self._pointer(address, vector.type), ir.Constant(_INT32, align), mask)
+        arguments = (vector, self._pointer(address, vector.type), ir.Constant(INT32, align), mask)
         self.builder.call(self._declared(name, ir.VoidType(), arguments), arguments)
 
     def store_past(self, vector: Any, address: Any) -> None:
         """Stored past the caches, at an address aligned to whole vectors: for what is not soon read again."""
         stored = self.builder.store(vector, self._pointer(address, self.vector), align=self.size)
-        stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(_INT32, 1)]))
+        stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(INT32, 1)]))
 
-    def gather(self, mask: Any, address: Any, step: int) -> Any:
-        """Every `step`-th float from `address` on, zero where the mask has none and no memory is touched."""
+    def gather(self, mask: Any, address: Any, step: int, otherwise: float = 0) -> Any:
+        """Every `step`-th float from `address` on, `otherwise` where the mask has none and no memory is touched."""
         pointer = ir.PointerType()
         pointers = ir.Constant(ir.VectorType(pointer, self.lanes), ir.Undefined)
         for lane in range(self.lanes):
             each = self.builder.inttoptr(self.at(address, 4 * step * lane), pointer)
-            pointers = self.builder.insert_element(pointers, each, ir.Constant(_INT32, lane))
+            pointers = self.builder.insert_element(pointers, each, ir.Constant(INT32, lane))
         name = f"llvm.masked.gather.v{self.lanes}f32.v{self.lanes}p0"
-        arguments = (pointers, ir.Constant(_INT32, 4), mask, self.constant(0))
+        arguments = (pointers, ir.Constant(INT32, 4), mask, self.constant(otherwise))
         return self.builder.call(self._declared(name, self.vector, arguments), arguments)
+
+    def any(self, mask: Any) -> Any:
+        """Whether the mask has a lane."""
+        bits = ir.IntType(self.lanes)
+        return self.builder.icmp_unsigned("!=", self.builder.bitcast(mask, bits), ir.Constant(bits, 0))
 
     def transpose(self, rows: Sequence[Any]) -> list[Any]:
         """The square of `lanes` vectors turned, in log2(lanes) rounds of swapping ever larger blocks."""
