@@ -148,7 +148,7 @@ def _tiled(
     units = n * segments * down
 
     def worth(together: int) -> float:
-        tiles, tasks = together * across, groups * -(-units // together)
+        tiles, tasks = together * across, groups * max(1, -(-units // together))
         return tiles / (-(-tiles // PIXELS) * PIXELS) * tiles / (tiles + 2) * tasks / (-(-tasks // workers) * workers)
 
     together = max(range(1, max(1, min(units, most // across)) + 1), key=worth)
@@ -156,14 +156,17 @@ def _tiled(
     tiles = max(together * across, pixels)
     pitch = across * size + TAPS - 1
     strip = max(1, min(together, down, (_STRIP // (4 * LANES * pitch) - TAPS + 1) // size))
-    u_point, v_point, m_point = (in_lines(each) for each in (padded * VECTORS * LANES, tiles * padded, tiles * VECTORS * LANES))
+    u_point, v_point, m_point = (
+        in_lines(each) for each in (padded * VECTORS * LANES, tiles * padded, tiles * VECTORS * LANES)
+    )
     m = points * v_point
     copy = m + points * m_point
     out = copy + in_lines(max((strip * size + TAPS - 1) * pitch, _CHUNK * TAPS * TAPS) * LANES)
     seen = out + in_lines((size * across * size + LANES) * LANES)
+    scratch = seen + in_lines(together * LANES)
     return Tiling(
         size, groups, channels, height, width, filters, rows, columns, *padding, down, segments, across, units,
-        together, strip, block, pixels, u_point, v_point, m_point, m, copy, out, seen, seen + in_lines(together * LANES),
+        together, strip, block, pixels, u_point, v_point, m_point, m, copy, out, seen, scratch,
     )  # fmt: skip
 
 

@@ -94,7 +94,8 @@ def _from_points(words: Words, matrix: Matrix, source: Any, tiles: Any, bias: An
                 row.append(words.load(m))
                 m = words.at(m, point_step)
             rows.append(_apply(words, matrix, row))
-        for column, vectors in enumerate(zip(*rows, strict=True)):
+        # From the last column to the first: where rows of y overlap, the next row's first columns win.
+        for column, vectors in reversed(list(enumerate(zip(*rows, strict=True)))):
             target = words.at(y, words.size * column)
             for each in _apply(words, matrix, vectors):
                 each = each if bias is None else builder.fadd(each, bias)

@@ -1,0 +1,92 @@
+"""Winograd convolution: the transforms are exact, the kernels right at every edge, and NaN stays where it belongs."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernelproof import spec
+from kernelproof.kernels.cpu import direct, winograd
+from kernelproof.kernels.cpu.launch import on_threads
+from kernelproof.kernels.winograd_matrices import POINTS, TAPS, matrices
+
+SIZES = pytest.mark.parametrize("size", POINTS)
+
+GEOMETRIES = pytest.mark.parametrize(("n", "channels", "filters", "height", "width", "padding", "groups"), [
+    (2, 15, 17, 13, 14, 1, 1), (1, 16, 16, 14, 15, 0, 1), (1, 17, 15, 15, 13, 2, 1), (3, 33, 65, 1, 5, 1, 1),
+    (1, 1, 1, 3, 3, 0, 1), (2, 6, 40, 7, 9, ((0, 2), (1, 0)), 2), (1, 3, 5, 5, 700, 1, 1), (0, 4, 4, 8, 8, 1, 1),
+])  # fmt: skip
+
+
+def whole_numbers(shape: tuple[int, ...], most: int, factor: int = 1) -> np.ndarray:
+    """Small whole numbers, times a factor: their sums are exact in float32."""
+    drawn = np.random.default_rng(len(shape) + most).integers(-most, most + 1, shape)
+    return (factor * drawn).astype(np.float32)
+
+
+def on_tiles(kernel: Callable[..., Any], size: int) -> Callable[..., Any]:
+    return lambda *arguments: kernel(*arguments, size)
+
+
+@SIZES
+def test_the_transforms_are_a_convolution(size: int):
+    at, g, bt = matrices(size)
+    for p in range(size):
+        for r in range(TAPS):
+            for h in range(size + TAPS - 1):
+                product = sum(at[p][i] * g[i][r] * bt[i][h] for i in range(size + TAPS - 1))
+                assert product == Fraction(h == p + r)
+
+
+@GEOMETRIES
+def test_tiles_of_two_are_exact_on_whole_numbers(
+    n: int, channels: int, filters: int, height: int, width: int, padding: Any, groups: int
+):
+    # Each dimension of a filter's transform halves: fours leave whole numbers.
+    x = whole_numbers((n, channels, height, width), 3)
+    weight = whole_numbers((filters, channels // groups, 3, 3), 2, 4)
+    bias, options = whole_numbers((filters,), 5), {"padding": padding, "groups": groups}
+    y = spec.conv2d.perform(on_tiles(winograd.conv2d, 2), x, weight, bias, **options)
+    np.testing.assert_array_equal(y, spec.conv2d(x, weight, bias, **options))
+    dy = whole_numbers(y.shape, 4)
+    dx = spec.conv2d_dx.perform(on_tiles(winograd.conv2d_dx, 2), dy, weight, x.shape, **options)
+    np.testing.assert_array_equal(dx, spec.conv2d_dx(dy, weight, x.shape, **options))
+
+
+@SIZES
+def test_rectified_in_passing(size: int):
+    x, weight = whole_numbers((1, 4, 9, 9), 3), whole_numbers((5, 4, 3, 3), 2)
+    window = spec.Window((3, 3))
+    plain = winograd.conv2d(x, weight, None, window, 1, size)
+    np.testing.assert_array_equal(winograd.conv2d(x, weight, None, window, 1, size, relu=True), spec.relu(plain))
+
+
+@SIZES
+@pytest.mark.parametrize("outlier", [np.nan, np.inf, -np.inf, np.float32(3e38)])
+def test_what_is_not_finite_lands_where_the_direct_kernel_puts_it(size: int, outlier: float):
+    x, weight = whole_numbers((3, 4, 11, 12), 3), whole_numbers((5, 4, 3, 3), 2)
+    window = spec.Window((3, 3), padding=((1, 1), (1, 1)))
+    spoilt_x, spoilt_weight = x.copy(), weight.copy()
+    spoilt_x[1, 2, 5, 6] = spoilt_weight[3, 1, 0, 2] = outlier
+    for x_, weight_ in ((spoilt_x, weight), (x, spoilt_weight)):
+        y, expected = winograd.conv2d(x_, weight_, None, window, 1, size), direct.conv2d(x_, weight_, None, window, 1)
+        np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+        np.testing.assert_array_equal(y[np.isinf(expected)], expected[np.isinf(expected)])
+        dx = winograd.conv2d_dx(y, weight_, x.shape, window, 1, size)
+        expected = direct.conv2d_dx(y, weight_, x.shape, window, 1)
+        np.testing.assert_array_equal(np.isnan(dx), np.isnan(expected))
+        np.testing.assert_array_equal(dx[np.isinf(expected)], expected[np.isinf(expected)])
+
+
+@SIZES
+def test_the_bits_do_not_depend_on_the_threads(size: int):
+    random = np.random.default_rng(1)
+    x, weight = random.standard_normal((3, 20, 19, 23)), random.standard_normal((37, 20, 3, 3))
+    x, weight, window = x.astype(np.float32), weight.astype(np.float32), spec.Window((3, 3))
+    with on_threads(1):
+        alone = winograd.conv2d(x, weight, None, window, 1, size)
+    for threads in (2, 3):
+        with on_threads(threads):
+            np.testing.assert_array_equal(winograd.conv2d(x, weight, None, window, 1, size), alone)
