@@ -224,6 +224,10 @@ app.command(
     help="Hold a kernel to the exact law on every configuration of its operator up to a size.",
 )
 app.command("kernelproof.replay_command:replay", help="Rerun saved cases against the kernels as they are now.")
+app.command(
+    "kernelproof.plan_command:plan",
+    help="Show which algorithm computes a convolution on this CPU, why, and what the others would cost.",
+)
 
 
 @app.command

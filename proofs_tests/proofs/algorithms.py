@@ -30,7 +30,7 @@ def _subject(name: str, rows: list[planner.Algorithm]) -> Subject:
     (precision,) = {row.rounds_as for row in rows}
 
     def supports(problem: Problem) -> bool:
-        row, asked = by_operator[problem.operator], _asked(problem)
+        row, asked = by_operator[problem.operator], planned(problem)
         return all(condition.holds(asked) for condition in row.needs)
 
     functions = {operator: _function(operator, row.run) for operator, row in by_operator.items()}
@@ -41,8 +41,8 @@ def _function(operator: str, run: Callable[..., Any]) -> Kernel:
     return lambda *args, **kwargs: OPERATORS[operator].perform(run, *args, **kwargs)
 
 
-def _asked(problem: Problem) -> planner.Problem:
-    """The problem as the planner sees it."""
+def planned(problem: Problem) -> planner.Problem:
+    """A convolution or its gradient as the planner sees it."""
     groups = problem.options.get("groups", 1)
     weight = problem.shapes["weight"]
     window = Window(weight[2:], **{each: problem.options[each] for each in ("stride", "padding", "dilation")})

@@ -1,0 +1,1 @@
+../../app/plan_command.py
