@@ -4,15 +4,17 @@ import functools
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from kernelproof.spec.blocks import Block
 from kernelproof.spec.errors import DtypeError, ParameterError, UnsupportedError
 from kernelproof.spec.operator import Operator
 from kernelproof.spec.ops import OPERATORS
+from kernelproof.spec.wiring import Step
 
 from .contract import KERNELS, Precision
 from .source import kernels_hash, specification_hash
@@ -57,6 +59,15 @@ class Backend:
         return f"<backend {self.name}, {self.precision}>"
 
 
+class _Cpu(Backend):
+    """The CPU, which performs a convolution and what follows it at once."""
+
+    def blocks(self, steps: Sequence[Step]) -> tuple[Block, ...]:
+        """A chain's steps, with those that are performed at once together."""
+        importlib.import_module(_MODULES[self.name])
+        return importlib.import_module("kernelproof.kernels.cpu.fusion").blocks(steps)
+
+
 class _Cuda(Backend):
     """The GPU: arrays go through the door as device arrays and come back as the caller's kind, numpy's included."""
 
@@ -66,7 +77,7 @@ class _Cuda(Backend):
         return arrays.on_device(operator, kernel, args, kwargs)
 
 
-cpu, cuda = Backend("cpu"), _Cuda("cuda")
+cpu, cuda = _Cpu("cpu"), _Cuda("cuda")
 
 
 def backend(name: str) -> Backend:

@@ -79,7 +79,7 @@ def _steps(
         for start in starts:
             batch = shuffled[start : start + config.batch_size]
             target = labels[batch]
-            logits, backward = chain.vjp(parameters, images[batch])
+            logits, backward = chain.vjp(parameters, images[batch], of_x=False)
             loss = float(on_host(perform(cross_entropy, logits, target)))
             step += 1
             if not math.isfinite(loss):

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import diagram
 from .backends import load, performer, specification
+from .blocks import in_a_row, one_by_one
 from .errors import DtypeError, ParameterError, ShapeError, UnsupportedError
 from .layers import Layer, Perform, SlidingLayer
 from .operator import check_arrays, check_shape
@@ -55,6 +56,7 @@ class SpecChain:
         positive = {str(size): Sizes.of((1, math.inf)) for size in self.input[1:] if not isinstance(size, int)}
         self.output, self.admits = self._extend(steps, self.input, Domain((positive,)), "")
         self.steps = tuple(steps)
+        self._blocks = one_by_one(self.steps)
 
     def _extend(self, steps: list[Step], shape: Shape, admits: Domain, prefix: str) -> tuple[Shape, Domain]:
         """Append this chain's steps to those wired so far; what comes through: shape and sizes. Raises WiringError."""
@@ -191,9 +193,12 @@ class SpecChain:
         """The gradients of every parameter and of x, for an output gradient dy. Raises as `forward` does."""
         return self.vjp(parameters, x)[1](dy)
 
-    def vjp(self, parameters: Mapping[str, Any], x: Any) -> tuple[Any, Callable[[Any], Gradients]]:
+    def vjp(
+        self, parameters: Mapping[str, Any], x: Any, *, of_x: bool = True
+    ) -> tuple[Any, Callable[[Any], Gradients]]:
         """The output, and the function that takes its gradient dy back: one forward pass for both.
 
+        Without `of_x` the gradient of x, which training has no use for, is None and is not computed.
         Source: JAX `jax.vjp`. Raises as `forward` does.
         """
         own = self.parameters(parameters)
@@ -201,22 +206,15 @@ class SpecChain:
         single = len(x.shape) == len(self.input) - 1
         x = x.reshape((1, *x.shape)) if single else x
         self._check_admitted(x.shape)
-        inputs, of_layer = [], {step.name: own.of_layer(step.name) for step in self.steps}
-        y = x
-        for name, layer, _, _ in self.steps:
-            inputs.append(y)
-            y = layer.forward(self.perform, of_layer[name], y)
+        y, take_back = in_a_row(self._blocks, self.perform, own, x)
         y_shape = tuple(y.shape[single:])
 
         def backward(dy: Any) -> Gradients:
             check_arrays("SpecChain", x=x, dy=dy)
             if tuple(dy.shape) != y_shape:
                 raise ShapeError("SpecChain", f"dy is {tuple(dy.shape)}", f"the output's {y_shape}", "Pass one like y.")
-            dx, gradients = dy.reshape((1, *dy.shape)) if single else dy, {}
-            for (name, layer, _, _), its_input in zip(reversed(self.steps), reversed(inputs), strict=True):
-                of_its, dx = layer.backward(self.perform, of_layer[name], its_input, dx)
-                gradients |= {f"{name}.{key}": gradient for key, gradient in of_its.items()}
-            return Gradients(self.parameters(gradients), dx[0] if single else dx)
+            gradients, dx = take_back(dy.reshape((1, *dy.shape)) if single else dy, of_x)
+            return Gradients(self.parameters(gradients), dx[0] if single and of_x else dx)
 
         return (y[0] if single else y), backward
 
@@ -247,6 +245,8 @@ class SpecChain:
         """
         compiled = copy.copy(self)
         compiled.perform = performer(backend, precision)
+        # A backend may perform several steps at once, what none but it can know.
+        compiled._blocks = getattr(compiled.perform, "blocks", one_by_one)(self.steps)
         return compiled
 
     def to_onnx(self, parameters: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

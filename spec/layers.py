@@ -64,8 +64,12 @@ class Layer:
         """The output for a batch x."""
         raise NotImplementedError
 
-    def backward(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> tuple[dict[str, Any], Any]:
-        """The gradients of the parameters and of x, for forward's x and its output gradient dy."""
+    def gradients(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> dict[str, Any]:
+        """The gradients of the parameters, for forward's x and its output gradient dy; none unless said otherwise."""
+        return {}
+
+    def dx(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> Any:
+        """The gradient of x, for forward's x and its output gradient dy."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -179,17 +183,18 @@ class Conv2d(SlidingLayer):
         return product(math.prod(self.parameter_shapes["weight"]), *output[2:])
 
     def forward(self, perform: Perform, parameters: Arrays, x: Any) -> Any:
-        return perform(conv2d, x, parameters["weight"], parameters.get("bias"), **self._geometry)
+        return perform(conv2d, x, parameters["weight"], parameters.get("bias"), **self.geometry)
 
-    def backward(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> tuple[dict[str, Any], Any]:
-        weight = parameters["weight"]
-        gradients = {"weight": perform(conv2d_dweight, dy, x, weight.shape, **self._geometry)}
-        if self.bias:
-            gradients["bias"] = perform(conv2d_dbias, dy)
-        return gradients, perform(conv2d_dx, dy, weight, x.shape, **self._geometry)
+    def gradients(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> dict[str, Any]:
+        gradients = {"weight": perform(conv2d_dweight, dy, x, parameters["weight"].shape, **self.geometry)}
+        return gradients | {"bias": perform(conv2d_dbias, dy)} if self.bias else gradients
+
+    def dx(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> Any:
+        return perform(conv2d_dx, dy, parameters["weight"], x.shape, **self.geometry)
 
     @property
-    def _geometry(self) -> dict[str, Any]:
+    def geometry(self) -> dict[str, Any]:
+        """The window as the operator takes it, by keyword."""
         window = self.window
         return {
             "stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": self.groups,
@@ -247,13 +252,14 @@ class MaxPool2d(SlidingLayer):
         return self.slide(shape, admits, shape[1])
 
     def forward(self, perform: Perform, parameters: Arrays, x: Any) -> Any:
-        return perform(max_pool2d, x, self.window.kernel, **self._geometry)
+        return perform(max_pool2d, x, self.window.kernel, **self.geometry)
 
-    def backward(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> tuple[dict[str, Any], Any]:
-        return {}, perform(max_pool2d_dx, dy, x, self.window.kernel, **self._geometry)
+    def dx(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> Any:
+        return perform(max_pool2d_dx, dy, x, self.window.kernel, **self.geometry)
 
     @property
-    def _geometry(self) -> dict[str, Any]:
+    def geometry(self) -> dict[str, Any]:
+        """The window as the operator takes it, by keyword."""
         window = self.window
         return {
             "stride": window.stride, "padding": window.padding, "dilation": window.dilation,
@@ -278,8 +284,8 @@ class ReLU(Layer):
     def forward(self, perform: Perform, parameters: Arrays, x: Any) -> Any:
         return perform(relu, x)
 
-    def backward(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> tuple[dict[str, Any], Any]:
-        return {}, perform(relu_dx, dy, x)
+    def dx(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> Any:
+        return perform(relu_dx, dy, x)
 
 
 @dataclass(frozen=True, repr=False)
@@ -296,8 +302,8 @@ class Flatten(Layer):
     def forward(self, perform: Perform, parameters: Arrays, x: Any) -> Any:
         return perform(flatten, x)
 
-    def backward(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> tuple[dict[str, Any], Any]:
-        return {}, perform(flatten_dx, dy, x.shape)
+    def dx(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> Any:
+        return perform(flatten_dx, dy, x.shape)
 
 
 @dataclass(frozen=True, repr=False)
@@ -345,11 +351,12 @@ class Linear(Layer):
     def forward(self, perform: Perform, parameters: Arrays, x: Any) -> Any:
         return perform(linear, x, parameters["weight"], parameters.get("bias"))
 
-    def backward(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> tuple[dict[str, Any], Any]:
+    def gradients(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> dict[str, Any]:
         gradients = {"weight": perform(linear_dweight, dy, x)}
-        if self.bias:
-            gradients["bias"] = perform(linear_dbias, dy)
-        return gradients, perform(linear_dx, dy, parameters["weight"])
+        return gradients | {"bias": perform(linear_dbias, dy)} if self.bias else gradients
+
+    def dx(self, perform: Perform, parameters: Arrays, x: Any, dy: Any) -> Any:
+        return perform(linear_dx, dy, parameters["weight"])
 
 
 def _check_flag(layer: str, name: str, value: object) -> None:

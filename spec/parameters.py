@@ -72,7 +72,7 @@ class Parameters(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Gradients:
-    """What `SpecChain.backward` returns: the gradient of every parameter, under its key, and of the input."""
+    """What `SpecChain.backward` returns: the gradient of every parameter, under its key, and of the input, if asked."""
 
     parameters: Parameters
     x: Any

@@ -172,22 +172,15 @@ def pool_lanes(
 
 
 @micro_kernel
-def spread_winners(
-    words: Words, dy: Any, y: Any, winner: Any, columns: Any, dx: Any, dx_row: Any, rows: Any, *, relu: int
-) -> None:
-    """`dx[2*p + r, 2*q + s] = dy[p,q]` where that tap won, else 0; with `relu` nothing goes where y is not positive.
-
-    Rows of dy, y and winner are `columns` long and lie one after the other.
-    """
+def spread_winners(words: Words, dy: Any, winner: Any, columns: Any, dx: Any, dx_row: Any, rows: Any) -> None:
+    """`dx[2*p + r, 2*q + s] = dy[p,q]` where that tap won, else 0. Rows of dy and winner follow one another."""
     builder, lanes = words.builder, words.lanes
     whole = builder.sdiv(columns, words.number(lanes))
     left = builder.sub(columns, words.times(whole, lanes))
 
     def block(sources: Any, target: Any, mask: Any) -> None:
-        gradient, value, bits = (words.load(each) if mask is None else words.load_where(mask, each) for each in sources)
+        gradient, bits = (words.load(each) if mask is None else words.load_where(mask, each) for each in sources)
         won = builder.bitcast(bits, words.integers(0).type)
-        if relu:
-            gradient = builder.select(builder.fcmp_ordered("<=", value, words.constant(0)), words.constant(0), gradient)
         taps = [
             builder.select(builder.icmp_signed("==", won, words.integers(which)), gradient, words.constant(0))
             for which in range(4)
@@ -201,7 +194,7 @@ def spread_winners(
                 else:
                     words.store_where(words.first(words.at(words.times(left, 2), -half * lanes)), vector, place)
 
-    with words.loop(rows, dy, y, winner, dx) as over_rows:
+    with words.loop(rows, dy, winner, dx) as over_rows:
         with words.loop(whole, *over_rows.carried) as over_columns:
             *sources, target = over_columns.carried
             block(sources, target, None)

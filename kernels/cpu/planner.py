@@ -63,9 +63,11 @@ class Condition:
 class Algorithm:
     """A row of the table.
 
-    `needs` are conditions without which it would be wrong, `worth` those without which it does not pay. `cost` estimates
+    Without `needs` it would be wrong, without what is `worth` it does not pay. `cost` estimates
     multiply-adds at the micro-kernel's full speed, `workspace` is its bound in bytes, `run` takes the specification
-    body's arguments. Its results round as the proof kit's class `rounds_as`, which `rounding` allows.
+    body's arguments. Its results round as the proof kit's class `rounds_as`, which `rounding` allows. `rectified` and
+    `pooled` are the same with what follows done in the cache, if it can: the first gives relu(y), the second the maxima
+    of y or of relu(y) by twos, and which of the four they are.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Algorithm:
     worth: tuple[Condition, ...] = ()
     rounding: Precision = "strict"
     rounds_as: str | None = None
+    rectified: Callable[..., Any] | None = None
+    pooled: Callable[..., Any] | None = None
 
     def refusal(self, problem: Problem, precision: Precision) -> str | None:
         """Why it is not taken whatever it costs; None if it may be."""
@@ -105,10 +109,11 @@ def _plain(operator: str, run: Callable[..., Any], copies: Callable[[Problem], i
     )  # fmt: skip
 
 
-def _direct(operator: str, run: Callable[..., Any], workspace: Callable[[Problem], int]) -> Algorithm:
+def _direct(operator: str, run: Callable[..., Any], workspace: Callable[[Problem], int], **fused: Any) -> Algorithm:
     return Algorithm(
         "direct", operator, run, lambda problem: problem.multiply_adds / problem.lanes_used / 0.9, workspace,
         "one chain of fused multiply-adds for each element, a lane for each filter, any geometry", (FLOAT32,),
+        **fused,
     )  # fmt: skip
 
 
@@ -140,7 +145,13 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     _plain("conv2d", shifted_rows.conv2d, _planes),
     _plain("conv2d_dx", shifted_rows.conv2d_dx, _planes),
     _plain("conv2d_dweight", shifted_rows.conv2d_dweight, _planes),
-    _direct("conv2d", direct.conv2d, _sweep(sweep.forward)),
+    _direct(
+        "conv2d",
+        direct.conv2d,
+        _sweep(sweep.forward),
+        rectified=functools.partial(direct.conv2d, relu=True),
+        pooled=direct.pooled_conv2d,
+    ),
     _direct("conv2d_dx", direct.conv2d_dx, _sweep(sweep.backward)),
     _direct("conv2d_dweight", direct_gradient.conv2d_dweight, _correlation),
 )

@@ -1,0 +1,97 @@
+"""Convolution with the rectifier and the pooling that follow it, at once: forward, and backward from what that kept.
+
+Between convolution and pooling nothing goes to memory, and backward neither finds the maxima again nor reads what was
+rectified: a quarter of the array, the winners, stands for both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernelproof import spec
+from kernelproof.spec import Window
+from kernelproof.spec.blocks import Backward, Block, Single, in_a_row, one_by_one
+from kernelproof.spec.layers import Conv2d, MaxPool2d, Perform, ReLU
+from kernelproof.spec.parameters import Parameters
+from kernelproof.spec.wiring import Step
+
+from .planner import Algorithm, Problem, decide
+from .winners import unpooled
+
+_HALVES = Window((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A convolution with what follows: `steps` are those, rectified or not, pooled by twos or not."""
+
+    steps: tuple[Step, ...]
+    convolution: Conv2d
+    rectified: bool
+    pooled: bool
+
+    def vjp(self, perform: Perform, parameters: Parameters, x: Any) -> tuple[Any, Backward]:
+        """The output for a batch x, and what takes its gradient back; step by step where they cannot be fused."""
+        name, conv = self.steps[0].name, self.convolution
+        own = parameters.of_layer(name)
+        algorithm = self._algorithm(perform, own["weight"], x)
+        if algorithm is None:
+            return in_a_row(one_by_one(self.steps), perform, parameters, x)
+        arguments = x, own["weight"], own.get("bias"), conv.window, conv.groups
+        winner = None
+        if self.pooled:
+            assert algorithm.pooled
+            y, winner = algorithm.pooled(*arguments, self.rectified)
+        else:
+            assert algorithm.rectified
+            y = algorithm.rectified(*arguments)
+
+        def backward(dy: Any, of_x: bool) -> tuple[dict[str, Any], Any]:
+            # A maximum is rectified as its y is, so what does not reach the bias does not reach any winner.
+            reached = perform(spec.relu_dx, dy, y) if self.rectified else dy
+            shape = len(x), conv.out_channels, conv.window.p(x.shape), conv.window.q(x.shape)
+            dconv = reached if winner is None else unpooled(reached, winner, shape)
+            gradients = {"weight": perform(spec.conv2d_dweight, dconv, x, own["weight"].shape, **conv.geometry)}
+            if conv.bias:
+                gradients["bias"] = perform(spec.conv2d_dbias, reached)
+            dx = conv.dx(perform, own, x, dconv) if of_x else None
+            return {f"{name}.{key}": gradient for key, gradient in gradients.items()}, dx
+
+        return y, backward
+
+    def _algorithm(self, perform: Perform, weight: Any, x: Any) -> Algorithm | None:
+        """What the planner takes for the convolution, if that can do what follows too."""
+        conv = self.convolution
+        if not (isinstance(x, np.ndarray) and x.dtype == weight.dtype == np.float32):
+            return None
+        if self.pooled and min(conv.window.p(x.shape), conv.window.q(x.shape)) < 2:
+            return None
+        problem = Problem("conv2d", x.shape, weight.shape, conv.window, conv.groups, "float32")
+        taken = decide(problem, getattr(perform, "precision", "strict")).taken
+        return taken if (taken.pooled if self.pooled else taken.rectified) else None
+
+
+def blocks(steps: Sequence[Step]) -> tuple[Block, ...]:
+    """The steps, with those that can be performed at once together."""
+    found: list[Block] = []
+    rest = list(steps)
+    while rest:
+        first = rest.pop(0)
+        conv, taken = first.layer, [first]
+        if isinstance(conv, Conv2d):
+            if rest and isinstance(rest[0].layer, ReLU):
+                taken.append(rest.pop(0))
+            if rest and isinstance(rest[0].layer, MaxPool2d) and _by_twos(rest[0].layer):
+                taken.append(rest.pop(0))
+        if len(taken) > 1 and isinstance(conv, Conv2d):
+            kinds = [type(each.layer) for each in taken]
+            found.append(Fused(tuple(taken), conv, ReLU in kinds, MaxPool2d in kinds))
+        else:
+            found.append(Single(first))
+    return tuple(found)
+
+
+def _by_twos(layer: MaxPool2d) -> bool:
+    return layer.window == _HALVES
