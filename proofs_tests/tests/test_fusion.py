@@ -1,4 +1,4 @@
-"""A compiled chain performs convolution, rectifier and pooling at once: the same numbers, and the same NaN, as apart."""
+"""A compiled chain performs convolution, rectifier and pooling at once: the same numbers and NaN as one by one."""
 
 import numpy as np
 import pytest
