@@ -1,0 +1,297 @@
+"""Generators are code: they reach what bugs hide behind, and their values are what they promise."""
+
+from dataclasses import replace
+from typing import Any
+
+import nested_loops
+import numpy as np
+import pytest
+from drawn import DRAWN, LINEAR, drawn, small
+
+from kernelproof.proofs.problems import LAYOUTS, LONG, TILES, Problem
+from kernelproof.proofs.values import laid_out, largest_whole, terms
+from kernelproof.spec import OPERATORS, Window
+
+
+def each(operator: str, what: Any, family: str = "whole", count: int = DRAWN) -> set[Any]:
+    """All that a choice came to."""
+    return {what(problem) for problem in drawn(operator, family, count)}
+
+
+def nearly(came: set[Any], wanted: set[Any]) -> bool:
+    """Nothing else, and all but what chance may leave out, half of it at most."""
+    return came <= wanted and 2 * len(came) >= len(wanted)
+
+
+# Problems
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_problem_is_legal_and_says_what_shape_comes(operator: str) -> None:
+    for problem in drawn(operator, count=60):
+        result = problem.call(problem.spec, problem.arrays())
+        first = result[0] if isinstance(result, tuple) else result
+        _, _, argument = operator.partition(".d")
+        shapes = {"": problem.output, "bias": problem.shapes.get("weight", ())[:1], **problem.shapes}
+        assert first.shape == shapes[argument]
+
+
+def test_every_layout_dtype_and_seed_is_drawn() -> None:
+    assert each("linear", lambda problem: problem.layout) == set(LAYOUTS)
+    assert each("linear", lambda problem: problem.dtype) == {"float32", "float64"}
+    seeds = each("linear", lambda problem: problem.seed)
+    assert (min(seeds), max(seeds) >> 15) == (0, 1)
+    assert max(seeds) < 2**16
+
+
+def sides(problem: Problem) -> tuple[int, ...]:
+    return tuple(side for axis in problem.options["padding"] for side in axis)
+
+
+def spare(problem: Problem, axis: int) -> int:
+    """How much longer the image is than its window needs."""
+    options = problem.options
+    kernel = options.get("kernel_size") or problem.shapes["weight"][2:]
+    extent = options["dilation"][axis] * (kernel[axis] - 1) + 1
+    return problem.shapes["x"][axis + 2] - max(1, extent - sum(options["padding"][axis]))
+
+
+def test_convolutions_reach_every_geometry() -> None:
+    found = drawn("conv2d")
+    for option in ("stride", "dilation"):
+        assert {problem.options[option] for problem in found} == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}
+    assert {side for problem in found for side in sides(problem)} == {0, 1, 2, 3}
+    assert {problem.options["groups"] for problem in found} == {1, 2, 3}
+    assert {size for problem in found for size in problem.shapes["weight"][2:]} == {1, 2, 3, 4, 5, 7}
+    assert {"bias" in problem.shapes for problem in found} == {True, False}
+    assert nearly({problem.shapes["x"][0] for problem in found}, {0, 1, 2, 3, 4, 5, *TILES[:9]})
+    assert nearly({problem.shapes["weight"][1] for problem in found}, {1, 2, 3, *TILES})
+    assert nearly({problem.shapes["weight"][0] // problem.options["groups"] for problem in found}, {1, 2, 3, *TILES})
+    for axis in (0, 1):
+        long = {longer + short for longer in TILES[:12] for short in range(6)}
+        came = {spare(problem, axis) for problem in found}
+        assert set(range(6)) <= came <= {*range(6), *long}
+        assert len(came & set(TILES[:12])) > 2
+    fast = [
+        problem for problem in found if problem.shapes["weight"][2:] == (3, 3) and problem.options["stride"] == (1, 1)
+    ]
+    assert len(found) / 5 < len([problem for problem in fast if problem.options["dilation"] == (1, 1)]) < len(found) / 3
+
+
+def test_no_problem_is_long_along_two_axes() -> None:
+    for problem in drawn("conv2d"):
+        channels, filters = problem.shapes["weight"][1], problem.shapes["weight"][0] // problem.options["groups"]
+        sizes = (problem.shapes["x"][0] - 2, channels, filters, spare(problem, 0) - 2, spare(problem, 1) - 2)
+        assert sum(size > 3 for size in sizes) <= 1
+
+
+def test_poolings_reach_every_geometry() -> None:
+    found = drawn("max_pool2d")
+    for option in ("stride", "dilation"):
+        assert {problem.options[option] for problem in found} == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}
+    for option in ("ceil_mode", "return_indices"):
+        assert {problem.options[option] for problem in found} == {True, False}
+    assert {size for problem in found for size in problem.options["kernel_size"]} == {1, 2, 3, 4, 5, 7}
+    assert {problem.shapes["x"][1] for problem in found} == {1, 2, 3, 4}
+    assert max(side for problem in found for side in sides(problem)) > 6
+    common = [problem for problem in found if problem.options["kernel_size"] == problem.options["stride"] == (2, 2)]
+    assert len(found) / 5 < len(common) < len(found) / 3
+    for problem in found:
+        window = Window(
+            problem.options["kernel_size"],
+            *(problem.options[name] for name in ("stride", "padding", "dilation", "ceil_mode")),
+        )
+        assert all(window.inside(axis, problem.shapes["x"][axis + 2]).any(axis=1).all() for axis in (0, 1))
+
+
+def test_the_others_reach_every_size() -> None:
+    assert nearly(each("linear", lambda problem: problem.shapes["x"][1]), {1, 2, 3, 4, 5, *TILES})
+    assert nearly(each("linear", lambda problem: problem.shapes["weight"][0]), {1, 2, 3, 4, 5, *TILES})
+    assert nearly(each("linear", lambda problem: problem.shapes["x"][0]), {0, 1, 2, 3, 4, 5, *TILES})
+    assert each("linear", lambda problem: "bias" in problem.shapes) == {True, False}
+    assert nearly(each("cross_entropy", lambda problem: problem.shapes["logits"][1]), {*range(1, 7), *TILES})
+    assert each("cross_entropy", lambda problem: problem.shapes["logits"][0]) == {1, 2, 3, 4, 5}
+    assert nearly(each("flatten", lambda problem: problem.shapes["x"][3]), {1, 2, 3, 4, 5, *TILES})
+    assert each("relu", lambda problem: len(problem.output)) == {0, 1, 2, 3, 4}
+    last = {(), (LONG,), *((size,) for size in (*range(4, 11), *TILES))}
+    assert nearly(each("relu", lambda problem: problem.output[-1:]), last)
+    rates = {"whole": {0, 1, 2, 3}, "real": {0.0, 0.01, 0.1, 0.9}, "mantissa": {0, 1}}
+    for family, wanted in rates.items():
+        for option in ("learning_rate", "momentum"):
+            assert each("sgd", lambda problem, option=option: problem.options[option], family) == wanted
+
+
+def test_shapes_are_mostly_rows_of_several_elements() -> None:
+    shapes = [problem.output for problem in drawn("relu")]
+    assert len(shapes) / 50 < sum(shape == () for shape in shapes) < len(shapes) / 4
+    assert len(shapes) / 100 < sum(shape == (LONG,) for shape in shapes) < len(shapes) / 8
+
+
+# Values
+
+
+def linear(family: str, **fields: Any) -> Problem:
+    """A linear layer with so many numbers that all that may come does."""
+    return replace(
+        Problem("linear", {"x": (40, 100), "weight": (30, 100), "bias": (30,)}, {}, (40, 30), family), **fields
+    )
+
+
+def values(problem: Problem, seeds: int = 60) -> list[dict[str, np.ndarray]]:
+    return [replace(problem, seed=seed).arrays() for seed in range(seeds)]
+
+
+@pytest.mark.parametrize("operator", LINEAR)
+def test_whole_numbers_are_as_large_as_exact_sums_allow(operator: str) -> None:
+    loops = getattr(nested_loops, operator.replace(".", "_"))
+    for problem in small(operator, "whole"):
+        ones = {name: np.ones(shape, np.int64) for name, shape in problem.array_shapes.items()}
+        counted = max(1, int(np.max(problem.call(loops, ones), initial=1)))
+        most = largest_whole(problem)
+        assert terms(problem) == counted
+        assert counted * most**2 <= 2**24 < counted * (most + 1) ** 2
+        assert all(np.abs(array).max(initial=0) <= most for array in problem.arrays().values())
+
+
+@pytest.mark.parametrize(("precision", "most"), [("bf16", 2**8), ("tf32", 2**11), ("fp16", 2**11), ("fp32", 2**12)])
+def test_whole_numbers_fit_the_precision(precision: str, most: int) -> None:
+    one = Problem("linear", {"x": (1, 1), "weight": (1, 1)}, {}, (1, 1), "whole", precision=precision)
+    assert largest_whole(one) == most
+
+
+def test_whole_numbers_take_every_value() -> None:
+    most = largest_whole(linear("whole"))
+    seen = np.unique(np.concatenate([each["x"].ravel() for each in values(linear("whole"))]))
+    assert np.array_equal(seen, np.arange(-most, most + 1))
+
+
+def test_ties_are_drawn_from_three_values() -> None:
+    assert np.array_equal(np.unique(linear("ties").arrays()["x"]), [-1, 0, 1])
+
+
+@pytest.mark.parametrize(("dtype", "precision", "bits"), [
+    ("float32", None, 24), ("float64", None, 53), ("float32", "tf32", 11), ("float32", "bf16", 8),
+])  # fmt: skip
+def test_one_array_fills_the_significand_and_the_others_hold_a_single_number(
+    dtype: str, precision: str | None, bits: int
+) -> None:
+    full, widest = set[str](), 0.0
+    for arrays in values(linear("mantissa", dtype=dtype, precision=precision)):
+        [name] = [name for name, array in arrays.items() if np.count_nonzero(array) > 1]
+        magnitude = np.abs(arrays[name])
+        assert np.all(magnitude % 2 == 1)
+        assert 2 ** (bits - 1) < magnitude.min()
+        assert magnitude.max() < 2**bits
+        widest = max(widest, float(magnitude.max()))
+        assert (arrays[name] < 0).any()
+        assert (arrays[name] > 0).any()
+        # No second addend, or the sum would be rounded.
+        assert [np.count_nonzero(array) for other, array in arrays.items() if other not in (name, "bias")] in (
+            [1],
+            [1, 1],
+        )
+        assert name == "bias" or not arrays["bias"].any()
+        assert {float(array.max()) for other, array in arrays.items() if other not in (name, "bias")} == {1.0}
+        full.add(name)
+    assert full == {"x", "weight", "bias"}
+    assert widest > 1.98 * 2 ** (bits - 1)
+
+
+def test_reals_are_of_four_kinds() -> None:
+    kinds = {"positive": 0, "spread": 0, "far from zero": 0, "normal": 0}
+    for arrays in values(linear("real", dtype="float64")):
+        x = arrays["x"]
+        if (x > 0).all():
+            kinds["positive"] += 1
+            assert x.max() < 10
+        elif x.max() < -9e6:
+            kinds["far from zero"] += 1
+            assert -1e7 - 10 < x.min() <= x.max() < -1e7 + 10
+        elif np.abs(x).max() > 10:
+            kinds["spread"] += 1
+            assert 2**10 < np.abs(x).max() < 2**14
+            assert np.sort(np.abs(x).ravel())[x.size // 24] < 2**-9
+        else:
+            kinds["normal"] += 1
+            assert abs(x.mean()) < 0.1
+    assert min(kinds.values()) > 5, kinds
+    half = [np.abs(arrays["x"]).max() for arrays in values(linear("real", precision="fp16"))]
+    assert max(half) < 10
+
+
+def holds_special(array: np.ndarray) -> bool:
+    tiny = np.finfo(array.dtype).smallest_normal
+    odd = ~np.isfinite(array) | (np.abs(array) < tiny) & (array != 0) | (array == 0) & np.signbit(array)
+    return bool(odd.any())
+
+
+def test_special_values_are_all_there_in_one_array_at_a_time() -> None:
+    among, seen, shares = set(), set(), []
+    for arrays in values(linear("special"), 200):
+        holding = [name for name, array in arrays.items() if holds_special(array)]
+        subnormal = [name for name in holding if np.isfinite(arrays[name]).all() and np.abs(arrays[name]).max() < 1e-40]
+        assert len(holding) == 1 or set(holding) == set(subnormal) == {holding[0], "bias"}
+        among.update(holding)
+        ordinary = np.concatenate(
+            [array[np.isfinite(array)] for name, array in arrays.items() if name not in subnormal]
+        )
+        assert set(ordinary) <= {-3, -2, -1, 0, 1, 2, 3}
+        seen.update("nan" if np.isnan(value) else repr(float(value)) for value in arrays[holding[0]].ravel())
+        if holding == ["x"] and not subnormal:
+            shares.append(np.mean(~np.isfinite(arrays["x"])))
+    assert among == {"x", "weight", "bias"}
+    assert {"nan", "inf", "-inf", "-0.0", "0.0", "-3.0", "3.0"} <= seen
+    assert any(abs(float(value)) == np.finfo(np.float32).smallest_subnormal for value in seen - {"nan"})
+    assert 0.03 < min(shares) < 0.12 < 0.3 < max(shares) < 0.5
+
+
+LEFT_OPEN = [
+    ("conv2d", {"x"}, lambda problem: any(sides(problem))),
+    ("conv2d.dx", {"dy"}, lambda problem: True),
+    ("conv2d.dweight", {"x"}, lambda problem: any(sides(problem))),
+    ("sgd", {"parameter", "gradient"}, lambda problem: problem.options["momentum"] == 0),
+]
+"""Operators, the arrays that may hold special values, where the others' are left open."""
+
+
+@pytest.mark.parametrize(("operator", "may", "where"), LEFT_OPEN)
+def test_special_values_stay_out_of_what_the_specification_leaves_open(
+    operator: str, may: set[str], where: Any
+) -> None:
+    arrays = [problem.arrays() for problem in drawn(operator, "special", 150) if where(problem)]
+    assert {name for each in arrays for name, array in each.items() if not np.isfinite(array).all()} == may
+
+
+# Memory
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4), (2, 3, 4, 5)])
+def test_a_layout_moves_values_and_changes_none(layout: str, shape: tuple[int, ...]) -> None:
+    array = np.asarray(np.random.default_rng(0).standard_normal(shape), np.float32)
+    there: Any = laid_out(array.copy(), layout)
+    assert np.array_equal(there, array)
+    assert (there.shape, there.dtype) == (shape, array.dtype)
+    assert there.flags.writeable == (layout != "read_only")
+    size, last = there.itemsize, there.strides[-1:] or (0,)
+    if layout == "reversed" and shape:
+        assert last == (-size,)
+    if layout == "spread" and shape:
+        assert last == (2 * size,)
+    if layout == "transposed" and len(shape) > 1:
+        assert (there.flags.f_contiguous, there.flags.c_contiguous) == (True, False)
+    if layout == "channels_last" and len(shape) == 4:
+        assert there.transpose(0, 2, 3, 1).flags.c_contiguous
+    if layout == "guarded":
+        before = (there.ctypes.data - there.base.ctypes.data) // size
+        assert 16 < before < there.base.size - before - there.size + 8
+        assert before % 16
+        assert np.isnan(there.base).sum() == 64
+
+
+def test_gaps_hold_poison() -> None:
+    for dtype, is_poison in ((np.float32, np.isnan), (np.int64, lambda gap: gap == np.iinfo(np.int64).min)):
+        there: Any = laid_out(np.ones((3, 4), dtype), "spread")
+        assert is_poison(there.base[:, 1::2]).all()
+        guarded: Any = laid_out(np.ones(4, dtype), "guarded")
+        assert is_poison(guarded.base[:31]).all()

@@ -1,0 +1,153 @@
+"""Rounding bounds are what is derived: written anew term by term, in fractions, for every operator and precision."""
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import nested_loops
+import numpy as np
+import pytest
+from drawn import LINEAR, small
+
+from kernelproof.proofs.bounds import rounding_bound
+from kernelproof.proofs.problems import Problem
+
+
+def unit(dtype: str) -> Fraction:
+    return Fraction(1, 2**24 if dtype == "float32" else 2**53)
+
+
+def tiny(dtype: str) -> Fraction:
+    return Fraction(1, 2**149 if dtype == "float32" else 2**1074)
+
+
+def gamma(n: int, u: Fraction) -> Fraction:
+    return n * u / (1 - n * u)
+
+
+def agree(came: np.ndarray, exact: Any) -> None:
+    """Equal but for the roundings of float64 itself: not a thousand of them."""
+    elements: Any = np.asarray(exact, object)
+    for index in np.ndindex(came.shape):
+        wanted = Fraction(elements[index])
+        assert abs(Fraction(float(came[index])) - wanted) <= wanted / 2**43, (index, float(came[index]), float(wanted))
+
+
+def counts_and_magnitudes(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """By nested loops, for every element: how many products it sums, and the sum of their magnitudes."""
+    loops = getattr(nested_loops, problem.operator.replace(".", "_"))
+    absolute = {name: np.vectorize(lambda v: abs(Fraction(float(v))), otypes=[object])(array)
+                for name, array in problem.arrays().items()}  # fmt: skip
+    ones = {name: np.ones(array.shape, np.int64) for name, array in absolute.items()}
+    return problem.call(loops, ones), problem.call(loops, absolute)
+
+
+@pytest.mark.parametrize("operator", LINEAR)
+def test_a_sum_of_products_may_be_off_by_one_rounding_more_than_it_has_terms(operator: str) -> None:
+    for problem in small(operator, "real")[:12]:
+        (came,) = rounding_bound(problem, problem.arrays(), problem.dtype)
+        counts, magnitudes = counts_and_magnitudes(problem)
+        u, least = unit(problem.dtype), tiny(problem.dtype)
+        exact = np.empty(came.shape, object)
+        for index in np.ndindex(came.shape):
+            exact[index] = gamma(int(counts[index]) + 1, u) * magnitudes[index] + int(counts[index]) * least
+        agree(came, exact)
+
+
+@pytest.mark.parametrize(
+    ("precision", "bits", "products"), [("tf32", 11, 1), ("bf16", 8, 1), ("fp16", 11, 1), ("3xtf32", 21, 3)]
+)
+def test_lower_precision_may_be_off_by_the_bits_it_cuts(precision: str, bits: int, products: int) -> None:
+    problem = Problem("linear", {"x": (2, 3), "weight": (2, 3), "bias": (2,)}, {}, (2, 2), "real", precision=precision)
+    (came,) = rounding_bound(problem, problem.arrays(), "float32")
+    counts, magnitudes = counts_and_magnitudes(problem)
+    cut, exact = Fraction(2, 2**bits), np.empty(came.shape, object)
+    x, weight, bias = (np.abs(array.astype(np.float64)) for array in problem.arrays().values())
+    for n, k in np.ndindex(came.shape):
+        added = gamma(products * int(counts[n, k]) + 1, 2 * unit("float32")) * magnitudes[n, k]
+        added += int(counts[n, k]) * tiny("float32")
+        exact[n, k] = added + ((1 + cut) ** 2 - 1) * (magnitudes[n, k] + added)
+        if precision == "fp16":
+            # Each operand may lose 2**-24 of its own, beside the other: with a bias that is one more of each kind.
+            lost = Fraction(1, 2**24)
+            beside = sum(map(Fraction, weight[k].tolist())) + Fraction(float(bias[k]))
+            beside += sum(map(Fraction, x[n].tolist())) + Fraction(float(bias[k]))
+            beside += sum(
+                (Fraction(a) * Fraction(b) for a, b in zip(x[n].tolist(), weight[k].tolist(), strict=True)), Fraction(1)
+            )
+            exact[n, k] += lost * (beside + int(counts[n, k]) * lost)
+    agree(came, exact)
+
+
+def test_all_bits_of_a_wider_type_are_no_excuse() -> None:
+    problem = Problem("linear", {"x": (2, 3), "weight": (2, 3)}, {}, (2, 2), "real", precision="tf32")
+    bounds = [
+        rounding_bound(replace(problem, precision=each), problem.arrays(), "float32")[0] for each in ("fp32", None)
+    ]
+    assert np.array_equal(bounds[0], bounds[1])
+    assert (bounds[0] < rounding_bound(problem, problem.arrays(), "float32")[0]).all()
+
+
+@pytest.mark.parametrize("operator", ["relu", "relu.dx", "flatten", "flatten.dx", "max_pool2d"])
+def test_what_copies_may_not_be_off(operator: str) -> None:
+    for problem in small(operator, "real")[:10]:
+        (came,) = rounding_bound(problem, problem.arrays(), problem.dtype)[:1]
+        result = problem.call(problem.spec, problem.arrays())
+        assert came.shape == (result[0] if isinstance(result, tuple) else result).shape
+        assert operator.startswith("flatten") or not came.any()
+
+
+def test_a_pooling_gradient_adds_up_at_most_a_window() -> None:
+    for problem in small("max_pool2d.dx", "real")[:12]:
+        (came,) = rounding_bound(problem, problem.arrays(), problem.dtype)
+        arrays = problem.arrays()
+        loops = np.vectorize(lambda v: Fraction(float(v)), otypes=[object])
+        given = {"dy": loops(np.abs(arrays["dy"])), "x": loops(arrays["x"])}
+        magnitudes = problem.call(nested_loops.max_pool2d_dx, given)
+        window = math.prod(problem.options["kernel_size"])
+        share = gamma(window, unit(problem.dtype)) if window > 1 else 0
+        agree(came, share * magnitudes)
+
+
+def test_a_step_of_sgd_passes_six_roundings_and_its_velocity_three() -> None:
+    shapes = {"parameter": (4,), "gradient": (4,), "velocity": (4,)}
+    problem = Problem("sgd", shapes, {"learning_rate": 0.1, "momentum": 0.9}, (4,), "real")
+    arrays = problem.arrays()
+    parameter, velocity = rounding_bound(problem, arrays, "float32")
+    for index in range(4):
+        p, g, v = (abs(Fraction(float(arrays[name][index]))) for name in shapes)
+        moved = Fraction(0.9) * v + g
+        agree(velocity[index : index + 1], [gamma(3, unit("float32")) * moved + tiny("float32")])
+        changed = gamma(6, unit("float32")) * (p + Fraction(0.1) * moved) + 2 * tiny("float32")
+        agree(parameter[index : index + 1], [changed])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_bounds_of_cross_entropy_follow_their_derivation(dtype: str) -> None:
+    """Term by term, in plain Python."""
+    problem = Problem("cross_entropy", {"logits": (3, 4), "target": (3,)}, {}, (), "real", dtype=dtype)
+    arrays = problem.arrays()
+    logits, u, least = arrays["logits"].astype(float).tolist(), float(unit(dtype)), float(tiny(dtype))
+    (came,) = rounding_bound(problem, arrays, dtype)
+    (gradient,) = rounding_bound(replace(problem, operator="cross_entropy.dlogits"), arrays, dtype)
+    loss = 0.0
+    wanted = np.zeros((3, 4))
+    for n, (row, target) in enumerate(zip(logits, arrays["target"].tolist(), strict=True)):
+        z = [value - max(row) for value in row]
+        e = [math.exp(value) for value in z]
+        total = sum(e)
+        off = [min(-value * u, 1) + 4 * u for value in z]
+        summed = sum(p / total * each for p, each in zip(e, off, strict=True)) + float(gamma(4, unit(dtype)))
+        total_off = summed / (1 - summed) + 4 * least
+        at = math.log(total) - z[target]
+        at_off = total_off + 4 * u * math.log(total) + -z[target] * u
+        loss += at_off + float(gamma(5, unit(dtype))) * (at + at_off)
+        for k in range(4):
+            difference = -z[k] * u + 5 * u * math.log(total)
+            t = off[k] + total_off + max(u, difference)
+            p_off = e[k] / total * (t / (1 - t))
+            result = abs(e[k] / total - (k == target)) + p_off
+            wanted[n, k] = (p_off + float(gamma(2, unit(dtype))) * result) / 3 + 2 * least
+    agree(np.asarray([came]), [Fraction(loss / 3 + least)])
+    agree(gradient, wanted)
