@@ -15,7 +15,7 @@ from kernelproof.kernels.contract import Precision
 from kernelproof.spec import Window
 from kernelproof.spec.errors import UnsupportedError
 
-from . import direct, direct_gradient, shifted_rows, sweep
+from . import direct, direct_gradient, shifted_rows, sweep, winograd
 from .launch import threads
 from .vectors import LANES
 from .workspace import limit
@@ -141,6 +141,46 @@ def _correlation(problem: Problem) -> int:
     return 4 * (parts + threads() * (its.turned_x + its.turned_dy))
 
 
+def _is_for_winograd(problem: Problem) -> bool:
+    return winograd.applies(problem.operator, problem.window)
+
+
+_TILED = Condition("3x3 filters with stride 1 and dilation 1, in the input gradient padding up to 2", _is_for_winograd)
+_WIDE = Condition(
+    f"{2**4} or more channels and filters in a group",
+    lambda problem: min(problem.weight_shape[1], problem.filters) >= 2**4,
+)
+
+_TRANSFORMED = 10
+"""Multiply-adds in whose time an entry of a tile is transformed, with the walk through memory that it takes."""
+
+
+def _winograd(size: int, operator: str, run: Callable[..., Any], tiling: Callable[..., winograd.Tiling]) -> Algorithm:
+    def cost(problem: Problem) -> float:
+        """Products for each point of each tile, and entries transformed on the way in, out and of the weights."""
+        n, c = problem.x_shape[:2]
+        k, channels = problem.weight_shape[:2]
+        points, window = (size + 2) ** 2, problem.window
+        shape = (
+            problem.x_shape[2:] if operator == "conv2d_dx" else (window.p(problem.x_shape), window.q(problem.x_shape))
+        )
+        tiles = n * -(-shape[0] // size) * -(-shape[1] // size)
+        products = tiles * points * k * channels / problem.lanes_used / 0.9
+        return products + _TRANSFORMED * points * (tiles * (c + k) + k * channels)
+
+    def workspace(problem: Problem) -> int:
+        return winograd.workspace(
+            tiling(problem.window, problem.x_shape, problem.weight_shape, problem.groups, size, threads())
+        )
+
+    return Algorithm(
+        f"winograd F({size}x{size}, 3x3)", operator, functools.partial(run, size=size), cost, workspace,
+        f"{9 * size**2 / (size + 2) ** 2:g} times fewer products", (FLOAT32, _TILED), (_WIDE,),
+        "strict" if size == 2 else "fast", f"winograd{size}",
+        functools.partial(run, size=size, relu=True) if operator == "conv2d" else None,
+    )  # fmt: skip
+
+
 ALGORITHMS: tuple[Algorithm, ...] = (
     _plain("conv2d", shifted_rows.conv2d, _planes),
     _plain("conv2d_dx", shifted_rows.conv2d_dx, _planes),
@@ -152,6 +192,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         rectified=functools.partial(direct.conv2d, relu=True),
         pooled=direct.pooled_conv2d,
     ),
+    *(_winograd(size, "conv2d", winograd.conv2d, winograd.forward) for size in (2, 4)),
+    *(_winograd(size, "conv2d_dx", winograd.conv2d_dx, winograd.backward) for size in (2, 4)),
     _direct("conv2d_dx", direct.conv2d_dx, _sweep(sweep.backward)),
     _direct("conv2d_dweight", direct_gradient.conv2d_dweight, _correlation),
 )

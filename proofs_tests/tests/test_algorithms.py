@@ -20,6 +20,13 @@ PLACES = [
     [pytest.param(*each, id=f"{each[0]}-{each[1]}-{each[2].name}") for each in PLACES],
 )
 def test_an_algorithm_holds_its_laws(name: str, operator: str, law) -> None:  # type: ignore[no-untyped-def]
-    result = hold(law, ALGORITHMS[name], operator, examples=30, seed=0)
+    result = hold(law, ALGORITHMS[name], operator, examples=15, seed=0)
     assert result.failure is None, result.failure and result.failure.message
-    assert result.cases
+    assert result.cases or result.unsupported  # Some laws speak of geometries alone that an algorithm is not for.
+
+
+def test_every_algorithm_is_held_to_an_exact_law_or_to_a_bound() -> None:
+    for name, subject in ALGORITHMS.items():
+        for operator in subject.functions:
+            levels = {law.level for law in laws_for(subject, operator)}
+            assert {"L3", "L4", "L7", "L8"} <= levels, (name, operator)
