@@ -64,6 +64,20 @@ class DeviceArray:
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def address(self) -> int:
+        """Of the first element, in device memory."""
+        if library_of(self.owner) == "torch":
+            return self.owner.data_ptr()
+        return self.owner.__cuda_array_interface__["data"][0]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one entry of an axis to the next."""
+        if library_of(self.owner) == "torch":
+            return tuple(each * self.dtype.itemsize for each in self.owner.stride())
+        return tuple(self.owner.strides)
+
     def __getitem__(self, index: Literal[0] | None) -> "DeviceArray":
         """The two steps that doors take: `array[None]` puts an axis of one in front, `array[0]` takes it away."""
         if index is None and library_of(self.owner) == "numba" and not SIMULATED:

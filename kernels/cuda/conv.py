@@ -7,30 +7,40 @@ from numba import cuda
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
-from .arrays import DeviceArray
-from .launch import THREADS, block_sum, launch, position, reader
+from .arrays import SIMULATED, DeviceArray
+from .conv_elements import input_gradient_at, output_at, pixel_at
+from .launch import THREADS, block_sum, launch, position
+
+if not SIMULATED:
+    from . import fast_conv
+else:
+    fast_conv = None  # The simulator knows no PTX.
 
 
 @implements(spec.conv2d, "cuda", array_type=DeviceArray)
-def conv2d(x: Any, weight: Any, bias: Any, window: Any, groups: Any) -> Any:
-    """One thread per output element; taps in the order c, r, s, bias last, accumulated in the arrays' type.
+def conv2d(x: Any, weight: Any, bias: Any, window: Any, groups: Any, *, precision: Any) -> Any:
+    """On Hopper's tensor cores where plan.py has nothing against it (fast_conv.py), else plain.
 
-    Any strides, no copies; 64-bit indices. Padding is multiplied as a zero, as in the specification.
+    Plain: one thread per output element; taps in the order c, r, s, bias last, accumulated in the arrays' type. Any
+    strides, no copies; 64-bit indices. Padding is multiplied as a zero, as in the specification.
     """
     y = x.empty((x.shape[0], weight.shape[0], window.p(x.shape), window.q(x.shape)))
-    bias = weight.empty((0,)) if bias is None else bias
-    launch(_conv2d, y.size, x, weight, bias, y, window.stride, window.padding, window.dilation, groups)
+    if fast_conv is None or not fast_conv.conv2d(x, weight, bias, y, window, groups, precision):
+        absent = weight.empty((0,)) if bias is None else bias
+        launch(_conv2d, y.size, x, weight, absent, y, window.stride, window.padding, window.dilation, groups)
     return y
 
 
 @implements(spec.conv2d_dx, "cuda", array_type=DeviceArray)
-def conv2d_dx(dy: Any, weight: Any, x_shape: Any, window: Any, groups: Any) -> Any:
-    """One thread per input element gathers what its readers send back, in the order k, r, s, in the arrays' type.
+def conv2d_dx(dy: Any, weight: Any, x_shape: Any, window: Any, groups: Any, *, precision: Any) -> Any:
+    """On Hopper's tensor cores as a convolution of dy with the turned filter (fast_conv.py), else plain.
 
+    Plain: one thread per input element gathers what its readers send back, in the order k, r, s, in the arrays' type.
     Any strides, no copies; 64-bit indices.
     """
     dx = dy.empty(x_shape)
-    launch(_conv2d_dx, dx.size, dy, weight, dx, window.stride, window.padding, window.dilation, groups)
+    if fast_conv is None or not fast_conv.conv2d_dx(dy, weight, dx, window, groups, precision):
+        launch(_conv2d_dx, dx.size, dy, weight, dx, window.stride, window.padding, window.dilation, groups)
     return dx
 
 
@@ -58,48 +68,18 @@ def conv2d_dbias(dy: Any) -> Any:
     return dbias
 
 
-@cuda.jit(device=True)
-def _pixel(x, n, c, h, w):
-    """The input as the window sees it: zero outside of the image."""
-    if 0 <= h < x.shape[2] and 0 <= w < x.shape[3]:
-        return x[n, c, h, w]
-    return x.dtype.type(0)
-
-
 @cuda.jit
 def _conv2d(x, weight, bias, y, stride, padding, dilation, groups):
-    filters, channels = weight.shape[0] // groups, weight.shape[1]  # of one group
     for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
         n, k, p, q = position(i, y.shape)
-        total = y.dtype.type(0)
-        for c in range(channels):
-            for r in range(weight.shape[2]):
-                h = p * stride[0] + r * dilation[0] - padding[0][0]
-                for s in range(weight.shape[3]):
-                    w = q * stride[1] + s * dilation[1] - padding[1][0]
-                    total += _pixel(x, n, k // filters * channels + c, h, w) * weight[k, c, r, s]
-        if bias.size > 0:
-            total += bias[k]
-        y[n, k, p, q] = total
+        y[n, k, p, q] = output_at(x, weight, bias, n, k, p, q, stride, padding, dilation, groups)
 
 
 @cuda.jit
 def _conv2d_dx(dy, weight, dx, stride, padding, dilation, groups):
-    filters, channels = weight.shape[0] // groups, weight.shape[1]  # of one group
     for i in range(cuda.grid(1), dx.size, cuda.gridsize(1)):
         n, c, h, w = position(i, dx.shape)
-        first = c // channels * filters
-        total = dx.dtype.type(0)
-        for k in range(first, first + filters):
-            for r in range(weight.shape[2]):
-                p = reader(h, r, stride[0], padding[0][0], dilation[0], dy.shape[2])
-                if p < 0:
-                    continue
-                for s in range(weight.shape[3]):
-                    q = reader(w, s, stride[1], padding[1][0], dilation[1], dy.shape[3])
-                    if q >= 0:
-                        total += dy[n, k, p, q] * weight[k, c % channels, r, s]
-        dx[n, c, h, w] = total
+        dx[n, c, h, w] = input_gradient_at(dy, weight, n, c, h, w, stride, padding, dilation, groups)
 
 
 @cuda.jit
@@ -113,7 +93,7 @@ def _conv2d_dweight(dy, x, dweight, stride, padding, dilation, groups):
             n, _, p, q = position(j, (dy.shape[0], 1, dy.shape[2], dy.shape[3]))
             h = p * stride[0] + r * dilation[0] - padding[0][0]
             w = q * stride[1] + s * dilation[1] - padding[1][0]
-            total += dy[n, k, p, q] * _pixel(x, n, k // filters * channels + c, h, w)
+            total += dy[n, k, p, q] * pixel_at(x, n, k // filters * channels + c, h, w)
         total = block_sum(total, partial)
         if cuda.threadIdx.x == 0:
             dweight[k, c, r, s] = total

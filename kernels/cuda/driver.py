@@ -1,0 +1,138 @@
+"""Kernels compiled to PTX once, kept on disk, and launched through the driver with little ado.
+
+numba's own launch examines every argument each time; here a signature says once what they are. What is compiled is what
+the tests look at without a GPU: the same PTX.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import re
+import struct
+import threading
+from typing import Any
+
+from numba import cuda
+from numba.cuda import types
+
+from kernelproof.kernels.jit_cache import cache_folder
+
+from .arrays import DeviceArray
+
+_FORMATS = {types.int64: "q", types.int32: "i4x", types.float32: "f4x", types.float64: "d"}
+_LOCK = threading.Lock()
+
+
+class Kernel:
+    """A function of device memory addresses and numbers, or arrays, for blocks of `threads` threads."""
+
+    def __init__(
+        self, name: str, function: Any, signature: Any, threads: int, features: str = "", most_shared: int = 0
+    ) -> None:
+        self.name, self.function, self.signature, self.threads = name, function, signature, threads
+        self.features, self.most_shared = features, most_shared
+        self._formats = struct.Struct("<" + "".join(_slots(each) for each in signature.args))
+        self._loaded: dict[int, Any] = {}
+
+    def ptx(self, capability: tuple[int, int]) -> str:
+        """What is compiled for a GPU of this compute capability."""
+        text, _ = cuda.compile_ptx(
+            self.function, self.signature, cc=(*capability, self.features), launch_bounds=(self.threads, 1)
+        )
+        return text
+
+    def __call__(self, blocks: int | tuple[int, int], stream: int, *arguments: Any, shared: int = 0) -> None:
+        """Launch on the current GPU with so many bytes of dynamic shared memory; no blocks, no launch."""
+        across, down = blocks if isinstance(blocks, tuple) else (blocks, 1)
+        if across * down == 0:
+            return
+        function = self._loaded.get(cuda.get_current_device().id) or self._load()
+        values: list[Any] = []
+        for argument in arguments:
+            _flatten(argument, values)
+        slots = ctypes.create_string_buffer(self._formats.pack(*values), self._formats.size)
+        start, count = ctypes.addressof(slots), self._formats.size // 8
+        pointers = (ctypes.c_uint64 * count)(*range(start, start + 8 * count, 8))
+        driver = _driver()
+        _check(
+            self.name,
+            driver.cuLaunchKernel(
+                function, across, down, 1, self.threads, 1, 1, shared, stream, ctypes.addressof(pointers), 0
+            ),
+        )
+
+    def _load(self) -> Any:
+        device, driver = cuda.current_context().device, _driver()
+        with _LOCK:
+            text = self._cached_ptx(tuple(device.compute_capability))
+            library = _check(self.name, driver.cuModuleLoadData(text.encode() + b"\0"))
+            entry = re.search(r"\.entry (\w+)\(", text)
+            assert entry is not None
+            function = _check(self.name, driver.cuModuleGetFunction(library, entry[1].encode()))
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _check(self.name, driver.cuFuncSetAttribute(function, attribute, self.most_shared))
+            self._loaded[device.id] = function
+        return function
+
+    def _cached_ptx(self, capability: tuple[int, int]) -> str:
+        folder = cache_folder()
+        if folder is None:
+            return self.ptx(capability)
+        versions = f"{importlib.metadata.version('numba-cuda')} {capability}{self.features} {self.signature}"
+        key = hashlib.sha256(f"{self.name} {versions}".encode()).hexdigest()[:24]
+        path = folder / f"{key}.ptx"
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            text = self.ptx(capability)
+            # Written beside and moved: another process never reads half of it.
+            beside = path.with_suffix(f".{threading.get_native_id()}")
+            beside.write_text(text)
+            beside.replace(path)
+            return text
+
+
+def fill_with_zeros(array: DeviceArray) -> None:
+    """On the array's stream; it has to lie in one piece."""
+    bytes_ = array.size * array.dtype.itemsize
+    _check("fill_with_zeros", _driver().cuMemsetD8Async(array.address, 0, bytes_, array.place.stream))
+
+
+def _slots(kind: Any) -> str:
+    """What one argument is passed as: an array as numba's structure, a tuple as its entries."""
+    if isinstance(kind, types.Array):
+        return "q" * (5 + 2 * kind.ndim)
+    if isinstance(kind, types.BaseTuple):
+        return "".join(_slots(each) for each in kind)
+    return _FORMATS[kind]
+
+
+def _flatten(argument: Any, values: list[Any]) -> None:
+    if isinstance(argument, DeviceArray):
+        values += (0, 0, argument.size, argument.dtype.itemsize, argument.address, *argument.shape, *argument.strides)
+    elif isinstance(argument, tuple):
+        for each in argument:
+            _flatten(each, values)
+    else:
+        values.append(argument)
+
+
+@functools.cache
+def _driver() -> Any:
+    import cuda.bindings.driver as driver  # pyright: ignore[reportMissingImports] - it comes with numba-cuda.
+
+    return driver
+
+
+@functools.cache
+def multiprocessors(device: int) -> int:
+    """Of the GPU of that number."""
+    return cuda.gpus[device].MULTIPROCESSOR_COUNT
+
+
+def _check(name: str, result: tuple[Any, ...]) -> Any:
+    error, *values = result
+    if int(error) != 0:
+        raise RuntimeError(f"{name}: the CUDA driver answers {error.name}")
+    return values[0] if values else None

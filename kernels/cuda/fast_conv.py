@@ -1,0 +1,262 @@
+"""Convolution and its input gradient on Hopper's tensor cores: what is launched, and what is computed again.
+
+Three launches: `pack` splits the weights and clears the flags, the kernel of implicit_gemm.py computes, and `again`
+has the plain kernel compute what a NaN, an infinity or a magnitude beyond the split's range took part in. It looks at
+flags in device memory: nothing waits for the host, and nobody pays for values that are not there.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from numba import cuda
+from numba.cuda import types
+
+from . import implicit_gemm, pack
+from .arrays import DeviceArray
+from .conv_elements import input_gradient_at, output_at
+from .driver import Kernel, fill_with_zeros, multiprocessors
+from .plan import SHARED_MEMORY, Plan, Problem, explain, plan
+from .tensor_core import ARITHMETIC
+
+
+@functools.cache
+def _kernels(block: implicit_gemm.Block) -> tuple[Kernel, Kernel]:
+    """The packing and the convolution of a block, compiled when first launched."""
+    stage = (block.precision, block.rows, block.row, block.channels, block.filters)
+    return (
+        Kernel(f"pack {stage}", pack.kernel_of(*stage), pack.ARGUMENTS, pack.THREADS, "a"),
+        Kernel(
+            f"implicit_gemm {block}", implicit_gemm.kernel_of(block), implicit_gemm.ARGUMENTS, implicit_gemm.THREADS,
+            "a", SHARED_MEMORY,
+        ),
+    )  # fmt: skip
+
+
+_greatest = Kernel("greatest_of_images", pack.greatest_of_images, pack.GREATEST, pack.THREADS, "a")
+
+
+def serves(x: DeviceArray) -> bool:
+    """Whether the array's scalars and GPU are the fast kernel's."""
+    return x.dtype.name == "float32" and tuple(cuda.get_current_device().compute_capability) == (9, 0)
+
+
+def steps(array: DeviceArray) -> tuple[int, ...]:
+    """The strides in elements."""
+    return tuple(each // array.dtype.itemsize for each in array.strides)
+
+
+def forward(x: DeviceArray, weight: DeviceArray, y: DeviceArray, window: Any, groups: int) -> Problem:
+    """conv2d as a problem."""
+    k, channels, rows, row = weight.shape
+    w_k, w_c, w_r, w_s = steps(weight)
+    return Problem(
+        x.shape[0], groups, channels, k // groups, (rows, row), x.shape[2:], y.shape[2:], window.stride,
+        (window.padding[0][0], window.padding[1][0]), window.dilation, steps(x),
+        (k // groups * w_k, w_k, w_c, w_r, w_s), steps(y),
+    )  # fmt: skip
+
+
+class Phase(NamedTuple):
+    """The input gradient at every stride-th pixel from `first` on, as a convolution of dy."""
+
+    problem: Problem
+    first: tuple[int, int]
+    first_pixel: int
+    first_tap: int
+
+
+def backward(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any, groups: int) -> list[Phase]:
+    """conv2d_dx as problems, one for each phase of the stride that any tap reads.
+
+    Input pixel `h = i*stride + a` is read by tap `r = t*stride + r0` of output `p = i + e - t`, where
+    `a + before = e*stride + r0`: a convolution of dy with every stride-th tap, the last one first.
+    """
+    k, channels, *_ = weight.shape
+    w_k, w_c, w_r, w_s = steps(weight)
+    x_n, x_c, x_h, x_w = steps(dx)
+    down, across = (list(_phases(axis, dx, weight, window)) for axis in (0, 1))
+    return [
+        Phase(
+            Problem(
+                dy.shape[0], groups, k // groups, channels, (rows, row), dy.shape[2:], (p, q), (1, 1), (top, left),
+                window.dilation, steps(dy), (k // groups * w_k, w_c, w_k, -r_step * w_r, -s_step * w_s),
+                (x_n, x_c, window.stride[0] * x_h, window.stride[1] * x_w),
+            ),
+            (a, b), a * x_h + b * x_w, r * w_r + s * w_s,
+        )
+        for a, p, rows, r, r_step, top in down
+        for b, q, row, s, s_step, left in across
+    ]  # fmt: skip
+
+
+def _phases(axis: int, dx: DeviceArray, weight: DeviceArray, window: Any) -> Iterator[tuple[int, ...]]:
+    """Along one axis: first pixel, pixels, taps, the last of these taps, the step between them, padding before."""
+    stride, dilation, before = window.stride[axis], window.dilation[axis], window.padding[axis][0]
+    for a in range(min(stride, dx.shape[2 + axis])):
+        # With stride 1 taps may be `dilation` apart; with both greater than 1 the fast kernel is not asked.
+        e, first = divmod(a + before, stride) if stride > 1 else (before, 0)
+        count = -(-(weight.shape[2 + axis] - first) // stride)
+        if count > 0:
+            pixels = -(-(dx.shape[2 + axis] - a) // stride)
+            yield a, pixels, count, first + (count - 1) * stride, stride, (count - 1) * dilation - e
+
+
+def launch(
+    x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray, problem: Problem, precision: str,
+    first_pixel: int = 0, first_tap: int = 0, rectify: bool = False,
+) -> tuple[Plan, DeviceArray]:  # fmt: skip
+    """Pack the weights and convolve; the plan, and the flags of what has to be computed again."""
+    device, stream = x.place.device, x.place.stream
+    it = plan(problem, precision, multiprocessors(device), rectify)
+    packing, convolving = _kernels(it.block)
+    workspace = x.place.empty((-(-it.workspace // 4),), "int32")
+    flags = DeviceArray(workspace.owner[: it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
+    packed = workspace.address + -(-4 * (it.pixel_tiles + 2 * it.lines + problem.images) // 128) * 128
+    scales = workspace.address + 4 * (it.pixel_tiles + it.lines) if it.block.arithmetic.scaled else 0
+    packing(it.lines, stream, weight.address + 4 * first_tap, packed, scales, workspace.address, it.filters)
+    if scales:
+        size = x.size // x.shape[0]
+        blocks = max(1, min(-(-size // (16 * pack.THREADS)), -(-2112 // problem.images)))
+        _greatest((blocks, problem.images), stream, x.address, scales, steps(x)[0], size)
+    convolving(
+        min(it.geometry.tiles, multiprocessors(device)), stream, x.address, packed, y.address + 4 * first_pixel,
+        bias.address if bias is not None else 0, scales, workspace.address, it.geometry, shared=it.shared,
+    )  # fmt: skip
+    return it, flags
+
+
+def refusal(x: DeviceArray, problem: Problem, precision: str) -> str | None:
+    """Why the fast kernel does not serve a problem; None if it does."""
+    if not serves(x):
+        return "float32, compute capability 9.0"
+    if ARITHMETIC[precision].scaled and not is_dense(x):
+        return "each image lies in one piece, to be looked through for its greatest"
+    return explain(problem, precision)
+
+
+def is_dense(x: DeviceArray) -> bool:
+    """Whether the elements of an image fill one piece of memory, in any order."""
+    expected = 1
+    for size, step in sorted(zip(x.shape[1:], steps(x)[1:], strict=True), key=lambda axis: axis[1]):
+        if size > 1 and step != expected:
+            return False
+        expected *= size
+    return True
+
+
+class Again(NamedTuple):
+    """Where the flags' tiles lie, all int64: slot `(n*rows + i)*pitch + j` is row `i*step_h + first_h` of image n."""
+
+    images: int
+    rows: int
+    pitch: int
+    pixels: int
+    tiles: int
+    filters: int
+    lines: int
+    p: int
+    q: int
+    step_h: int
+    step_w: int
+    first_h: int
+    first_w: int
+
+
+@cuda.jit(device=True)
+def _flagged(flags, g):
+    """Whether any filter is flagged, told to all threads of the block."""
+    any_line = 0
+    for i in range(g.tiles + cuda.threadIdx.x, flags.size, cuda.blockDim.x):
+        any_line |= flags[i]
+    return cuda.syncthreads_or(any_line)
+
+
+@cuda.jit(device=True)
+def _wanted(i, tile, flags, g):
+    """Image, filter, row and column of a tile's element i; image -1 if it need not be computed again."""
+    k, slot = divmod(i, g.pixels)
+    group, filter_ = divmod(k, g.filters)
+    line, column = divmod(tile * g.pixels + slot, g.pitch)
+    n, row = divmod(line, g.rows)
+    wanted = flags[tile] != 0 or flags[g.tiles + group * g.lines + filter_] != 0
+    if not wanted or n >= g.images or row >= g.p or column >= g.q:
+        n = -1
+    return n, k, row * g.step_h + g.first_h, column * g.step_w + g.first_w
+
+
+def _output_again(x, weight, bias, y, stride, padding, dilation, groups, flags, g):
+    any_line = _flagged(flags, g)
+    for tile in range(cuda.blockIdx.x, g.tiles, cuda.gridDim.x):
+        if any_line != 0 or flags[tile] != 0:
+            for i in range(cuda.threadIdx.x, weight.shape[0] * g.pixels, cuda.blockDim.x):
+                n, k, p, q = _wanted(i, tile, flags, g)
+                if n >= 0:
+                    y[n, k, p, q] = output_at(x, weight, bias, n, k, p, q, stride, padding, dilation, groups)
+
+
+def _input_gradient_again(dy, weight, dx, stride, padding, dilation, groups, flags, g):
+    any_line = _flagged(flags, g)
+    for tile in range(cuda.blockIdx.x, g.tiles, cuda.gridDim.x):
+        if any_line != 0 or flags[tile] != 0:
+            for i in range(cuda.threadIdx.x, dx.shape[1] * g.pixels, cuda.blockDim.x):
+                n, c, h, w = _wanted(i, tile, flags, g)
+                if n >= 0:
+                    dx[n, c, h, w] = input_gradient_at(dy, weight, n, c, h, w, stride, padding, dilation, groups)
+
+
+_TENSOR = types.Array(types.float32, 4, "A")
+_PAIR = types.UniTuple(types.int64, 2)
+_WINDOW = (_PAIR, types.UniTuple(_PAIR, 2), _PAIR, types.int64, types.Array(types.int32, 1, "A"))
+_AGAIN = types.NamedUniTuple(types.int64, len(Again._fields), Again)
+output_again = Kernel(
+    "output_again", _output_again,
+    types.void(_TENSOR, _TENSOR, types.Array(types.float32, 1, "A"), _TENSOR, *_WINDOW, _AGAIN), 256,
+)  # fmt: skip
+input_gradient_again = Kernel(
+    "input_gradient_again", _input_gradient_again, types.void(_TENSOR, _TENSOR, _TENSOR, *_WINDOW, _AGAIN), 256
+)
+
+
+def _again(it: Plan, step: tuple[int, int] = (1, 1), first: tuple[int, int] = (0, 0)) -> Again:
+    g = it.geometry
+    return Again(
+        g.images, g.rows, g.pitch, it.block.pixels, it.pixel_tiles, g.filters, g.filter_blocks * it.block.filters,
+        g.p, g.q, *step, *first,
+    )  # fmt: skip
+
+
+def conv2d(
+    x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray, window: Any, groups: int,
+    precision: str,
+) -> bool:  # fmt: skip
+    """Compute y if the fast kernel serves this convolution; whether it does."""
+    problem = forward(x, weight, y, window, groups)
+    if refusal(x, problem, precision) is not None:
+        return False
+    it, flags = launch(x, weight, bias, y, problem, precision)
+    bias = weight.empty((0,)) if bias is None else bias
+    output_again(
+        min(it.pixel_tiles, multiprocessors(x.place.device)), x.place.stream, x, weight, bias, y, window.stride,
+        window.padding, window.dilation, groups, flags, _again(it),
+    )  # fmt: skip
+    return True
+
+
+def conv2d_dx(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any, groups: int, precision: str) -> bool:
+    """Compute dx if the fast kernel serves all its phases; whether it does."""
+    phases = backward(dy, weight, dx, window, groups)
+    if any(stride > 1 for stride in window.stride) and window.dilation != (1, 1):
+        return False
+    if any(refusal(dy, phase.problem, precision) is not None for phase in phases):
+        return False
+    if len(phases) < math.prod(window.stride):
+        fill_with_zeros(dx)  # No tap reads some of the pixels.
+    for phase in phases:
+        it, flags = launch(dy, weight, None, dx, phase.problem, precision, phase.first_pixel, phase.first_tap)
+        input_gradient_again(
+            min(it.pixel_tiles, multiprocessors(dy.place.device)), dy.place.stream, dy, weight, dx, window.stride,
+            window.padding, window.dilation, groups, flags, _again(it, window.stride, phase.first),
+        )  # fmt: skip
+    return True

@@ -1,0 +1,261 @@
+"""How a convolution becomes work for the fast kernel, or why it does not: rows of preconditions, and its numbers.
+
+The kernel sees a convolution of a `Problem` as `y[n,k,p,q] = sum_crs x[n, c, p*stride + r*dilation - before, ...] *
+weight[k,c,r,s]`, x, weight and y with strides of their own. So an input gradient is one as well, of dy with the filter
+turned, a gradient through stride s is s*s of them, each for the pixels of one phase, and layouts are only strides.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .implicit_gemm import HEADER, PATCHES, Block, Geometry
+from .pack import Filters
+
+SHARED_MEMORY = 227 * 1024
+"""Bytes of shared memory that a block may use on Hopper."""
+MOST_STAGES = 4
+TURN = 32
+"""What a turn costs beside its columns, in columns: filling the stages, writing the results."""
+COLUMNS = (64, 104, 112, 120, 128, 136)
+"""Widths of a wgmma that are compiled; the most columns whose sums and their promotion fit the registers."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A convolution in sizes and strides (of n, c, h, w and k, c, r, s), all in elements; `channels` of one group."""
+
+    images: int
+    groups: int
+    channels: int
+    filters: int
+    taps: tuple[int, int]
+    image: tuple[int, int]
+    output: tuple[int, int]
+    stride: tuple[int, int]
+    before: tuple[int, int]
+    dilation: tuple[int, int]
+    x_strides: tuple[int, int, int, int]
+    w_strides: tuple[int, int, int, int, int]  # from group to group first
+    y_strides: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis as slots: `pitch` of them from an image, or from a row, to the next."""
+
+    pitch: int
+
+    @staticmethod
+    def of(size: int, output: int, stride: int, before: int, taps: int, farthest: int) -> "Axis":
+        """Output p reads positions p .. p+taps-1, position i lies at `i*stride + a - before`, a in 0 .. farthest.
+
+        What lies outside of the image at the end of one row is so at the start of the next: they share their padding.
+        """
+        positions = output + taps - 1
+        empty_first = max(0, -((farthest - before) // stride))
+        empty_last = max(0, positions + (-(size + before) // stride))
+        return Axis(max(output, positions - min(empty_first, empty_last)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The compiled block that serves a problem, and its numbers."""
+
+    block: Block
+    geometry: Geometry
+    filters: Filters
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a block of threads."""
+        block, g = self.block, self.geometry
+        return HEADER + g.stages * (block.x_bytes(g.slots) + block.weight_bytes) + PATCHES
+
+    @property
+    def pixel_tiles(self) -> int:
+        return self.filters.flags
+
+    @property
+    def lines(self) -> int:
+        """Filters of all groups, filled up to whole tiles."""
+        return self.geometry.groups * self.geometry.filter_blocks * self.block.filters
+
+    @property
+    def packed_bytes(self) -> int:
+        steps = self.geometry.chunks * self.geometry.phase_rows * self.geometry.phase_columns
+        return self.geometry.groups * self.geometry.filter_blocks * steps * self.block.weight_bytes
+
+    @property
+    def workspace(self) -> int:
+        """Bytes beside the arguments and the result: packed weights, a word for each image, tile and filter."""
+        return self.packed_bytes + 128 + 4 * (self.geometry.images + 2 * self.lines + self.pixel_tiles)
+
+
+def division(divisor: int) -> tuple[int, int]:
+    """Multiplier and shift with `n // divisor = n*multiplier >> shift` for `0 <= n < 2**31`.
+
+    The multiplier exceeds `2**shift / divisor` by less than 1, so the product is too great by less than n, which is
+    less than `2**shift / divisor`. Source: Granlund and Montgomery, Division by invariant integers, PLDI 1994.
+    """
+    shift = 31 + (divisor - 1).bit_length()
+    multiplier = -(-(1 << shift) // divisor)
+    return (multiplier - 2**32 if multiplier >= 2**31 else multiplier), shift  # As a signed word.
+
+
+def _splits(problem: Problem, precision: str) -> list[Block]:
+    """The blocks that can serve the problem, the best first: a whole filter, its rows, single taps."""
+    (rows, row), (_, stride_w) = problem.taps, problem.stride
+    if rows == row == 1:
+        channels = 32 if problem.channels > 16 else 16
+        return [Block(precision, 1, 1, channels, 128, side_by_side=problem.filters <= 64)]
+    blocks = []
+    if (rows, row) == (3, 3) and problem.stride == (1, 1):
+        blocks.append(Block(precision, 3, 3, 16, 136))
+    across = -(-row // stride_w)
+    if 1 < across <= 7 and (stride_w == 1 or problem.dilation[1] == 1):
+        blocks.append(Block(precision, 1, across, 16, 136))
+    return [*blocks, Block(precision, 1, 1, 32 if problem.channels > 16 else 16, 128, problem.filters <= 64)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A precondition of the fast kernel: what it asks, of the problem and the precision, and why."""
+
+    holds: Callable[[Problem, str], bool]
+    reason: str
+
+
+def _padded_work(problem: Problem) -> int:
+    channels, filters = -(-problem.channels // 16) * 16, -(-problem.filters // 64) * 64
+    return problem.images * problem.groups * problem.output[0] * problem.output[1] * channels * filters * _taps(problem)
+
+
+def _taps(problem: Problem) -> int:
+    return problem.taps[0] * problem.taps[1]
+
+
+def _work(problem: Problem) -> int:
+    pixels = problem.images * problem.output[0] * problem.output[1]
+    return pixels * problem.groups * problem.channels * problem.filters * _taps(problem)
+
+
+ROWS = (
+    Row(lambda p, _: p.images > 0 and p.filters > 0 and min(p.output) > 0, "there is something to compute"),
+    Row(lambda p, _: p.channels > 0 and min(p.taps) > 0, "there is something to sum"),
+    Row(
+        lambda p, _: _padded_work(p) <= max(64 * _work(p), 2**27),
+        "filled up to 16 channels and 64 filters, it is at most 64 times the work, or little work",
+    ),
+    Row(lambda p, precision: _best(p, precision) is not None, "two stages fit into shared memory"),
+    Row(lambda p, precision: _slots(p, precision) < 2**31, "slots are counted in 31 bits"),
+    Row(
+        lambda p, precision: max(map(abs, (*p.x_strides, *p.y_strides, *p.w_strides))) < 2**31,
+        "strides are 32-bit numbers",
+    ),
+)
+"""What the kernel needs of a problem. Beside it: float32, compute capability 9.0, no simulator."""
+
+
+def explain(problem: Problem, precision: str) -> str | None:
+    """The first precondition that does not hold; None if the fast kernel serves the problem."""
+    return next((row.reason for row in ROWS if not row.holds(problem, precision)), None)
+
+
+def _axes(problem: Problem, block: Block) -> tuple[Axis, Axis]:
+    (rows, _), whole = problem.taps, block.rows > 1
+    across = block.row
+    phase_columns = _phase_columns(problem, block)
+    step_h, step_w = _steps(problem, block)
+    h = Axis.of(
+        problem.image[0], problem.output[0], problem.stride[0], problem.before[0],
+        1 + (rows - 1) * step_h if whole else 1, 0 if whole else (rows - 1) * problem.dilation[0],
+    )  # fmt: skip
+    w = Axis.of(
+        problem.image[1], problem.output[1], problem.stride[1], problem.before[1],
+        1 + (across - 1) * step_w, (phase_columns - 1) * problem.dilation[1],
+    )  # fmt: skip
+    return h, w
+
+
+def _phase_columns(problem: Problem, block: Block) -> int:
+    return -(-problem.taps[1] // block.row) if block.row == 1 else min(problem.stride[1], problem.taps[1])
+
+
+def _steps(problem: Problem, block: Block) -> tuple[int, int]:
+    """How many positions a tap of the block lies from the one before, down and across."""
+    return problem.dilation[0], problem.dilation[1] if problem.stride[1] == 1 else 1
+
+
+def _slots_of(problem: Problem, block: Block) -> int:
+    """Of x in a stage."""
+    h, w = _axes(problem, block)
+    del h
+    step_h, step_w = _steps(problem, block)
+    reach = (block.rows - 1) * step_h * w.pitch + (block.row - 1) * step_w
+    return -(-(block.pixels + reach) // 8) * 8
+
+
+def _stages(problem: Problem, block: Block) -> int:
+    stage = block.x_bytes(_slots_of(problem, block)) + block.weight_bytes
+    steps = -(-problem.channels // block.channels) * _phases(problem, block)
+    return min(MOST_STAGES, max(2, steps), (SHARED_MEMORY - HEADER - PATCHES) // stage)
+
+
+def _phases(problem: Problem, block: Block) -> int:
+    return (1 if block.rows > 1 else problem.taps[0]) * _phase_columns(problem, block)
+
+
+def _slots(problem: Problem, precision: str) -> int:
+    block = _best(problem, precision)
+    assert block is not None
+    h, w = _axes(problem, block)
+    return problem.images * h.pitch * w.pitch + _slots_of(problem, block)
+
+
+def _pixel_tiles(problem: Problem, block: Block) -> int:
+    h, w = _axes(problem, block)
+    last = ((problem.images - 1) * h.pitch + problem.output[0] - 1) * w.pitch + problem.output[1]
+    return -(-last // block.pixels)
+
+
+@functools.lru_cache(4096)
+def _best(problem: Problem, precision: str, multiprocessors: int = 132) -> Block | None:
+    """The block, and the columns whose tiles fill the multiprocessors' turns best; the fewer columns of two as good."""
+    for block in _splits(problem, precision):
+        widths = [dataclasses.replace(block, columns=columns) for columns in COLUMNS if columns <= block.columns]
+        fitting = [each for each in widths if _stages(problem, each) >= 2]
+        if fitting:
+
+            def turns(block: Block) -> int:
+                tiles = _pixel_tiles(problem, block) * problem.groups * -(-problem.filters // block.filters)
+                return -(-tiles // multiprocessors) * (block.columns + TURN)
+
+            return min(fitting, key=turns)
+    return None
+
+
+def plan(problem: Problem, precision: str, multiprocessors: int, rectify: bool = False) -> Plan:
+    """The work for a problem that `explain` has nothing against."""
+    block = _best(problem, precision, multiprocessors)
+    assert block is not None, explain(problem, precision)
+    h, w = _axes(problem, block)
+    step_h, step_w = _steps(problem, block)
+    filter_blocks = -(-problem.filters // block.filters)
+    pixel_tiles, chunks = _pixel_tiles(problem, block), -(-problem.channels // block.channels)
+    phase_rows = 1 if block.rows > 1 else problem.taps[0]
+    phase_columns = _phase_columns(problem, block)
+    geometry = Geometry(
+        problem.images, problem.channels, *problem.image, *problem.x_strides, *problem.stride, *problem.before,
+        h.pitch, *division(h.pitch), w.pitch, *division(w.pitch),
+        _slots_of(problem, block), step_h * w.pitch, step_w, chunks,
+        phase_rows, phase_columns, problem.dilation[0], problem.dilation[1],
+        problem.groups, filter_blocks, problem.filters, *problem.output, *problem.y_strides,
+        pixel_tiles * problem.groups * filter_blocks, _stages(problem, block), int(rectify),
+    )  # fmt: skip
+    filters = Filters(
+        problem.channels, problem.groups, problem.filters, filter_blocks, *problem.w_strides,
+        problem.taps[1], chunks, phase_rows, phase_columns, problem.images, pixel_tiles,
+    )  # fmt: skip
+    return Plan(block, geometry, filters)

@@ -1,0 +1,318 @@
+"""Products of float32 matrices on tensor cores, which multiply narrower numbers: operands are split into parts.
+
+A float32 is the exact sum of three bfloat16 (8 + 8 + 8 bits); of its nine products of parts, the six greatest leave an
+error under 2**-25 of the product. Two float16 keep 22 bits within a range of 2**30, so they need a scale; TF32 keeps
+11.
+Tensor cores truncate as they add, so only short sums are theirs: *promotion* adds those in float32 outside of them.
+
+Source: Ootomo and Yokota, Recovering single precision accuracy from Tensor Cores, IJHPCA 2022; PTX ISA 8.4, wgmma.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+from numba import cuda
+from numba.cuda import types
+
+from .ptx import F32, I32, I64, SHARED, constant, device_function, emit, float_of, store_words, unpacked
+
+CHANNELS = 16
+"""Channels that are loaded, split and stored at a time."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How float32 operands become products: `parts` of a `kind`, and which parts are multiplied, the smallest first.
+
+    `scaled` operands are brought to 2**14 .. 2**15 by powers of two first. An operand is *ordinary* if it is zero or
+    `lowest <= |x| < highest`; where any other takes part, results are computed again by the plain kernel.
+    """
+
+    kind: str
+    parts: int
+    products: tuple[tuple[int, int], ...]
+    lowest: float = 0.0
+    highest: float = 2.0**127
+    scaled: bool = False
+
+    @property
+    def unit(self) -> int:
+        """Channels in the 16 bytes that tensor cores take from a row of a matrix."""
+        return 4 if self.kind == "tf32" else 8
+
+    @property
+    def depth(self) -> int:
+        """Channels that one instruction sums."""
+        return 2 * self.unit
+
+
+SPLIT = ((1, 0), (0, 1), (0, 0))
+ARITHMETIC = {
+    # Below 2**-76 the last parts, or products with weights of 2**-40, would leave the range where nothing is lost.
+    "strict": Arithmetic("bf16", 3, ((2, 0), (0, 2), (1, 1), *SPLIT), lowest=2.0**-76, highest=2.0**60),
+    "fast": Arithmetic("f16", 2, SPLIT, highest=2.0**15, scaled=True),
+    "tf32": Arithmetic("tf32", 1, ((0, 0),)),
+    "fp16": Arithmetic("f16", 1, ((0, 0),), highest=2.0**15, scaled=True),
+    "bf16": Arithmetic("bf16", 1, ((0, 0),)),
+}
+"""By the word that allows its rounding."""
+
+LOWEST_WEIGHT = 2.0**-40
+"""The least ordinary weight where there is a least: with it every product is 2**-116 or more."""
+
+
+def split(builder: Any, arithmetic: Arithmetic, values: list[Any]) -> list[list[Any]]:
+    """The values' parts as 32-bit words, two values a word for 16-bit kinds: `[part][word]`."""
+    kind, parts = arithmetic.kind, [list[Any]() for _ in range(arithmetic.parts)]
+    if kind == "tf32":
+        for part in parts:
+            for i, value in enumerate(values):
+                (word,) = emit(builder, "cvt.rna.tf32.f32 $0, $1;", "r", "f", [value], pure=True)
+                part.append(word)
+                values[i] = builder.fsub(value, builder.bitcast(word, F32))
+        return parts
+    for part in parts:
+        for i in range(0, len(values), 2):
+            pair = [values[i + 1], values[i]]  # The first value in the low half.
+            (word,) = emit(builder, f"cvt.rn.{kind}x2.f32 $0, $1, $2;", "r", "ff", pair, pure=True)
+            part.append(word)
+            for half, rounded in enumerate(_halves(builder, kind, word)):
+                values[i + half] = builder.fsub(values[i + half], rounded)
+    return parts
+
+
+def _halves(builder: Any, kind: str, word: Any) -> list[Any]:
+    if kind == "bf16":  # The upper half of a float32.
+        low, high = builder.shl(word, constant(16)), builder.and_(word, constant(-65536))
+        return [builder.bitcast(low, F32), builder.bitcast(high, F32)]
+    text = "{ .reg .b16 low, high; mov.b32 {low, high}, $2; cvt.f32.f16 $0, low; cvt.f32.f16 $1, high; }"
+    return emit(builder, text, "ff", "r", [word], pure=True)
+
+
+def strange(builder: Any, value: Any, lowest: float, highest: float) -> Any:
+    """Whether the value is not ordinary: NaN, too great, or too small without being zero."""
+    (magnitude,) = emit(builder, "abs.f32 $0, $1;", "f", "f", [value], pure=True)
+    wrong = builder.fcmp_unordered(">=", magnitude, ir.Constant(F32, highest))
+    if lowest:
+        small = builder.fcmp_ordered("<", magnitude, ir.Constant(F32, lowest))
+        wrong = builder.or_(wrong, builder.and_(small, builder.fcmp_unordered("!=", value, ir.Constant(F32, 0.0))))
+    return wrong
+
+
+def splitter(arithmetic: Arithmetic, lowest: float, space: int = SHARED) -> Any:
+    """`store_split(values, address, part_step, group_step) -> int32`: sixteen values of one pixel or filter, split, to
+    memory in units of 16 bytes; the steps are in bytes. Not zero if a value was not ordinary."""
+    address = types.int32 if space == SHARED else types.int64
+
+    def generate(builder: Any, arguments: list[Any]) -> Any:
+        values, address, part_step, group_step = arguments
+        values = unpacked(builder, values, CHANNELS)
+        wrong = [strange(builder, value, lowest, arithmetic.highest) for value in values]
+        while len(wrong) > 1:
+            wrong = [builder.or_(a, b) for a, b in zip(wrong[::2], wrong[1::2], strict=True)]
+        for words in split(builder, arithmetic, values):
+            at = address
+            for i in range(0, len(words), 4):
+                store_words(builder, at, words[i : i + 4], space)
+                at = builder.add(at, group_step)
+            address = builder.add(address, part_step)
+        return builder.zext(wrong[0], I32)
+
+    values = types.UniTuple(types.float32, CHANNELS)
+    return device_function(types.int32(values, address, address, address), generate)
+
+
+def _gather(builder: Any, arguments: list[Any]) -> list[Any]:
+    text = ["{ .reg .pred p; .reg .b64 at;"]
+    for i in range(CHANNELS):
+        text.append(f"setp.gt.s32 p, $18, {i}; mov.b32 ${i}, 0; mad.wide.s32 at, $17, {i}, $16;")
+        text.append(f"@p ld.global.nc.f32 ${i}, [at];")
+    # Early-clobber results: the operands are read after the first of them are written.
+    constraints = ",".join(["=&f"] * CHANNELS + ["l", "r", "r"])
+    function = ir.FunctionType(ir.LiteralStructType([F32] * CHANNELS), [I64, I32, I32])
+    assembly = ir.InlineAsm(function, "\n".join([*text, "}"]), constraints, side_effect=True)
+    return unpacked(builder, builder.call(assembly, arguments), CHANNELS)
+
+
+def _scatter(builder: Any, arguments: list[Any]) -> None:
+    values = unpacked(builder, arguments[0], CHANNELS)
+    text = ["{ .reg .pred p; .reg .b64 at; mov.b64 at, $16;"]
+    for i in range(CHANNELS):
+        text.append(f"setp.gt.s32 p, $18, {i}; @p st.global.f32 [at], ${i}; add.s64 at, at, $17;")
+    emit(builder, "\n".join([*text, "}"]), "", "f" * CHANNELS + "llr", [*values, *arguments[1:]])
+
+
+def _scale(builder: Any, arguments: list[Any]) -> list[Any]:
+    return [builder.fmul(value, arguments[1]) for value in unpacked(builder, arguments[0], CHANNELS)]
+
+
+def _complete(builder: Any, arguments: list[Any]) -> list[Any]:
+    values, bias = (unpacked(builder, each, CHANNELS) for each in arguments[:2])
+    factor, rectify = arguments[2:]
+    rectify, zero, results = builder.icmp_signed("!=", rectify, constant(0)), ir.Constant(F32, 0.0), []
+    for value, more in zip(values, bias, strict=True):
+        value = builder.fadd(builder.fmul(value, factor), more)
+        negative = builder.fcmp_ordered("<", value, zero)  # So NaN stays NaN, as in relu.
+        results.append(builder.select(builder.and_(rectify, negative), zero, value))
+    return results
+
+
+def _scale_rows(builder: Any, arguments: list[Any]) -> list[Any]:
+    values, (upper, lower) = unpacked(builder, arguments[0], CHANNELS), arguments[1:]
+    return [builder.fmul(value, lower if i & 2 else upper) for i, value in enumerate(values)]
+
+
+def _greatest(builder: Any, arguments: list[Any]) -> Any:
+    word, infinity = arguments[0], constant(0x7F800000)
+    for value in unpacked(builder, arguments[1], CHANNELS):
+        magnitude = builder.and_(builder.bitcast(value, I32), constant(0x7FFFFFFF))
+        better = builder.and_(builder.icmp_signed("<", magnitude, infinity), builder.icmp_signed(">", magnitude, word))
+        word = builder.select(better, magnitude, word)
+    return word
+
+
+SIXTEEN = types.UniTuple(types.float32, CHANNELS)
+gather = device_function(SIXTEEN(types.int64, types.int32, types.int32), _gather)
+"""`gather(address, step, count)`: sixteen floats of device memory, `step` bytes apart; zeros from `count` on."""
+scatter = device_function(types.void(SIXTEEN, types.int64, types.int64, types.int32), _scatter)
+"""`scatter(values, address, step, count)`: the first `count` to device memory, `step` bytes apart."""
+scale = device_function(SIXTEEN(SIXTEEN, types.float32), _scale)
+"""`scale(values, factor)`."""
+complete = device_function(SIXTEEN(SIXTEEN, SIXTEEN, types.float32, types.int32), _complete)
+"""`complete(sums, bias, factor, rectify)`: `sums*factor + bias`, and no less than 0 if rectify is not 0."""
+greatest_of_sixteen = device_function(types.int32(types.int32, SIXTEEN), _greatest)
+"""`greatest_of_sixteen(word, values)`: the greatest of their finite magnitudes and `word`, as a word."""
+scale_rows = device_function(SIXTEEN(SIXTEEN, types.float32, types.float32), _scale_rows)
+"""`scale_rows(sums, upper, lower)`: a thread's share of 16 x 32 sums, each of its two rows times a factor."""
+
+
+def column(pitch: int) -> Any:
+    """`read(address)`: sixteen floats of shared memory, `pitch` words apart."""
+    loads = "".join(f"ld.shared.f32 ${i}, [$16+{4 * pitch * i}];" for i in range(CHANNELS))
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        returned = ir.LiteralStructType([F32] * CHANNELS)
+        assembly = ir.InlineAsm(ir.FunctionType(returned, [I32]), loads, "=&f," * CHANNELS + "r", side_effect=True)
+        return unpacked(builder, builder.call(assembly, arguments), CHANNELS)
+
+    return device_function(SIXTEEN(types.int32), generate)
+
+
+def spreader(pitch: int) -> Any:
+    """`spread(sums, corner)`: a thread's share of 16 x 32 sums to its places in shared memory, `pitch` words a row.
+
+    wgmma leaves it pairs of columns, 8 columns apart, in two rows, 8 rows apart.
+    """
+    stores = "".join(
+        f"st.shared.v2.f32 [$16+{4 * (8 * pitch * below + 8 * pair)}], {{${i}, ${i + 1}}};"
+        for i, (pair, below) in zip(range(0, CHANNELS, 2), itertools.product(range(4), range(2)), strict=True)
+    )
+
+    def generate(builder: Any, arguments: list[Any]) -> None:
+        values = unpacked(builder, arguments[0], CHANNELS)
+        emit(builder, stores, "", "f" * CHANNELS + "r", [*values, arguments[1]])
+
+    return device_function(types.void(SIXTEEN, types.int32), generate)
+
+
+@cuda.jit(device=True)
+def scale_exponent(greatest):
+    """The biased exponent of the power of two that brings numbers up to `greatest`, given as a word, under 2**15."""
+    return min(253, 268 - (greatest >> 23))
+
+
+@cuda.jit(device=True)
+def power_of_two(biased_exponent):
+    """The float32 of that exponent."""
+    return float_of(types.int32(biased_exponent << 23))
+
+
+def accumulators(columns: int) -> Any:
+    """The type of a warpgroup's 64 x `columns` sums: `columns / 2` registers of each thread."""
+    return types.UniTuple(types.float32, columns // 2)
+
+
+def block_of_products(arithmetic: Arithmetic, filters: int, columns: int, rows: int, row: int, channels: int) -> Any:
+    """`multiply(sums, a, b, part_step, group_step, row_step, tap_step)`: starts the wgmma of one stage, `rows x row`
+    taps of `channels` channels, for 64 filters and `columns` pixels. The steps are those of b, in units of 16 bytes.
+
+    a and b are the low words of matrix descriptors: no swizzle, 8 rows of 16 bytes together. The first product
+    overwrites the sums, which nobody may touch before `finish`.
+    """
+    groups, taps, count = channels // arithmetic.unit, rows * row, columns // 2
+    sums = "{" + ",".join(f"${i}" for i in range(count)) + "}"
+    a, b, part_step, group_step, row_step, tap_step = (f"${count + i}" for i in range(6))
+    transposed = "" if arithmetic.kind == "tf32" else ", 0, 0"
+    name = f"wgmma.mma_async.sync.aligned.m64n{columns}k{arithmetic.depth}.f32.{arithmetic.kind}.{arithmetic.kind}"
+    codes = [sum(pair[side] << 2 * i for i, pair in enumerate(arithmetic.products)) for side in (0, 1)]
+    nounroll = r"\22nounroll\22"  # A quotation mark in LLVM's assembly.
+    # A loop over the products, here and not in Python: sums in flight must not be moved to other registers.
+    text = [
+        "{ .reg .pred added, more; .reg .b32 la, lb, part, codes_a, codes_b, left, high, next_row; .reg .b64 da, db;",
+        f"mov.b32 codes_a, {codes[0]}; mov.b32 codes_b, {codes[1]}; mov.b32 left, {len(arithmetic.products)};",
+        f"mul.lo.s32 next_row, {tap_step}, {row - 1}; sub.s32 next_row, {row_step}, next_row; mov.b32 high, 8;",
+        "setp.ne.s32 added, left, left; wgmma.fence.sync.aligned;",
+        f"next_${{:uid}}: .pragma {nounroll}; and.b32 part, codes_a, 3; mad.lo.s32 la, part, {groups * filters}, {a};",
+        f"and.b32 part, codes_b, 3; mad.lo.s32 lb, part, {part_step}, {b};",
+        "shr.b32 codes_a, codes_a, 2; shr.b32 codes_b, codes_b, 2; sub.s32 left, left, 1; setp.ne.s32 more, left, 0;",
+    ]
+    for _ in range(0, groups, 2):
+        for tap in range(taps):
+            text.append("mov.b64 da, {la, high}; mov.b64 db, {lb, high};")
+            text.append(f"{name} {sums}, da, db, added, 1, 1{transposed}; setp.eq.s32 added, left, left;")
+            text.append(f"add.s32 la, la, {arithmetic.parts * groups * filters};")
+            text.append(f"add.s32 lb, lb, {tap_step if (tap + 1) % row else 'next_row'};")
+        text.append(f"add.s32 la, la, {(2 - taps * arithmetic.parts * groups) * filters};")
+        text.append(f"mad.lo.s32 lb, {row_step}, {-rows}, lb; mad.lo.s32 lb, {group_step}, 2, lb;")
+    text.append("@more bra next_${:uid}; wgmma.commit_group.sync.aligned; }")
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        return emit(
+            builder, "\n".join(text), "f" * count, "rrrrrr", arguments[1:], unpacked(builder, arguments[0], count)
+        )
+
+    tuple_ = accumulators(columns)
+    return device_function(tuple_(tuple_, *[types.int32] * 6), generate)
+
+
+def finisher(columns: int) -> Any:
+    """`finish(sums)`: the sums once all products that were started are in them."""
+    count = columns // 2
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        values = unpacked(builder, arguments[0], count)
+        return emit(builder, "wgmma.wait_group.sync.aligned 0;", "f" * count, "", [], values)
+
+    return device_function(accumulators(columns)(accumulators(columns)), generate)
+
+
+def zeros(columns: int) -> Any:
+    """`zero()`: sums of nothing."""
+    return device_function(accumulators(columns)(), lambda builder, _: [ir.Constant(F32, 0.0)] * (columns // 2))
+
+
+def promoter(columns: int) -> Any:
+    """`promote(sums, part, fresh)`: their sum in float32, rounded to nearest; the part alone if fresh is not 0."""
+    count = columns // 2
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        sums, part = (unpacked(builder, each, count) for each in arguments[:2])
+        fresh = builder.icmp_signed("!=", arguments[2], constant(0))
+        return [
+            builder.fadd(builder.select(fresh, ir.Constant(F32, 0.0), a), b) for a, b in zip(sums, part, strict=True)
+        ]
+
+    kind = accumulators(columns)
+    return device_function(kind(kind, kind, types.int32), generate)
+
+
+def portion(columns: int, group: int) -> Any:
+    """`portion(sums)`: the registers of 32 columns from `32 * group` on; zeros beyond the last."""
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        values = unpacked(builder, arguments[0], columns // 2)[16 * group : 16 * group + 16]
+        return values + [ir.Constant(F32, 0.0)] * (16 - len(values))
+
+    return device_function(types.UniTuple(types.float32, 16)(accumulators(columns)), generate)
