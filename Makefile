@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint certify clean
+.PHONY: help demo test lint certify mutants clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -27,6 +27,9 @@ lint: $(VENV)/dev
 certify: $(VENV)/dev  ## Prove the CPU kernels anew and keep the certificate that is shipped with them
 	@$(BIN)/kernelproof verify --backend cpu --certificate kernels/certificates/cpu.json
 
+mutants: $(VENV)/mutants  ## Plant every generic fault in the specifications and generators: hours, resumed where it was left
+	@$(BIN)/python benchmarks/mutants.py
+
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) build dist kernelproof-demo
 
@@ -47,3 +50,7 @@ $(VENV)/dev: pyproject.toml | $(BIN)/python
 	@echo "== installing kernelproof with all that its tests need (about 500 MB)"
 	@$(BIN)/python -m pip install --progress-bar on --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/demo
+
+$(VENV)/mutants: $(VENV)/dev
+	@$(BIN)/python -m pip install --quiet --editable '.[mutants]'
+	@touch $@
