@@ -62,6 +62,10 @@ def implements(
             _check_dtypes(name, backend, needed, arguments)
             return checked(*arguments, precision=precision) if chooses else checked(*arguments)
 
+        def unchecked(precision: Precision) -> Callable[..., Any]:
+            return functools.partial(entry, precision=precision) if chooses else entry
+
+        kernel.unchecked = unchecked  # type: ignore[attr-defined]
         kernel.__doc__ = f"{inspect.getdoc(operator)}\n\nOn {backend}: {inspect.getdoc(entry)}"
         KERNELS[name, backend] = kernel
         return kernel

@@ -11,6 +11,7 @@ import numpy as np
 
 from kernelproof.kernels.jit_cache import is_caching
 from kernelproof.spec.errors import UnsupportedError
+from kernelproof.spec.window import MOST
 
 _BLOCK = 2**25
 """Multiply-adds in one native call: under 100 ms even where nothing vectorises, for Ctrl-C waits until it returns."""
@@ -47,8 +48,8 @@ def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) ->
 
     Neither blocks nor threads show in the result: no task sees another.
     """
-    with _blocks(tasks, cost) as blocks:
-        for first, last in blocks:
+    with _running(tasks, cost) as workers:
+        for first, last in _blocks(tasks, cost, workers):
             with _lock:  # Two threads in parallel code at once abort the process on the workqueue layer.
                 core(first, last, *arguments)
 
@@ -59,15 +60,15 @@ def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> 
     Its workers take tasks from the counter: each has a scratch of its own, and one that is held up takes fewer.
     """
     counter = np.empty(1, np.int64)
-    with _blocks(tasks, cost // _AT_ONCE) as blocks:
-        for counter[0], last in blocks:
+    with _running(tasks, cost // _AT_ONCE) as workers:
+        for counter[0], last in _blocks(tasks, cost // _AT_ONCE, workers):
             with _lock:
-                core(min(numba.get_num_threads(), last - int(counter[0])), counter, last, *arguments)
+                core(min(workers, last - int(counter[0])), counter, last, *arguments)
 
 
 @contextlib.contextmanager
-def _blocks(tasks: int, cost: int) -> Iterator[list[tuple[int, int]]]:
-    """The tasks in pieces of at most a tenth of a second, with as many threads as they are worth."""
+def _running(tasks: int, cost: int) -> Iterator[int]:
+    """As many threads as the work is worth: more would be waited for."""
     if _layer_before_fork == "omp":
         raise UnsupportedError(
             "kernels on cpu",
@@ -75,18 +76,27 @@ def _blocks(tasks: int, cost: int) -> Iterator[list[tuple[int, int]]]:
             "a process with threads of its own (GNU OpenMP would end this one)",
             'Start it with multiprocessing.get_context("spawn"), or set NUMBA_THREADING_LAYER=workqueue.',
         )
-    threads = numba.get_num_threads()
-    block = threads * max(1, _BLOCK // max(threads * cost, 1))
+    before = numba.get_num_threads()
+    workers = min(before, _threads or 1 + tasks * cost // _SHARE)
+    if workers == before:
+        yield workers
+        return
+    numba.set_num_threads(workers)
     try:
-        numba.set_num_threads(min(threads, _threads or 1 + tasks * cost // _SHARE))
-        yield [(first, min(first + block, tasks)) for first in range(0, tasks, block)]
+        yield workers
     finally:
-        numba.set_num_threads(threads)
+        numba.set_num_threads(before)
+
+
+def _blocks(tasks: int, cost: int, workers: int) -> Iterator[tuple[int, int]]:
+    """The tasks in pieces of at most a tenth of a second."""
+    block = workers * max(1, _BLOCK // max(workers * cost, 1))
+    return ((first, min(first + block, tasks)) for first in range(0, tasks, block))
 
 
 def threads() -> int:
     """How many threads a launch may run on."""
-    return min(numba.get_num_threads(), _threads or numba.get_num_threads())
+    return min(numba.get_num_threads(), _threads or MOST)
 
 
 def ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:

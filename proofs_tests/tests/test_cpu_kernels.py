@@ -180,21 +180,21 @@ import os, signal
 import numba
 import numpy as np
 from kernelproof import kernels
-from kernelproof.kernels.cpu import conv, launch
-begun, core, interrupt = [], conv._conv2d, {signal.SIGINT}
+from kernelproof.kernels.cpu import direct
+begun, core, interrupt = [], direct._sweep, {signal.SIGINT}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Where tests run in the background it is ignored.
-def counted(first, last, *arguments):
-    begun.append(last - first)
+def counted(workers, counter, last, *arguments):
+    begun.append(last - int(counter[0]))
     if len(begun) == 3:
         signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)
         os.kill(os.getpid(), signal.SIGINT)
-    core(first, last, *arguments)
+    core(workers, counter, last, *arguments)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupt)
-conv._conv2d = counted
+direct._sweep = counted
 try:
     kernels.conv2d(np.ones((8, 64, 100, 100), np.float32), np.ones((64, 64, 31, 31), np.float32))
 except KeyboardInterrupt:
-    # One task is a filter's image: as long as it takes, no call holds more than one for each thread.
+    # One task is a strip of rows: as long as it takes, no call holds more than one for each thread.
     print(len(begun), max(begun) <= numba.get_num_threads())
 """
     )
@@ -270,3 +270,24 @@ def test_an_infinite_weight_reaches_its_own_pixels_only():
 
 def test_the_bias_gradient_of_no_columns_is_zero():
     assert not kernels.conv2d_dbias(np.zeros((2, 3, 4, 0), np.float32)).any()
+
+
+def test_a_remembered_call_is_refused_what_a_first_call_is() -> None:
+    cpu = kernels.backend("cpu").at("strict")
+    x, weight = np.ones((1, 2, 5, 5), np.float32), np.ones((3, 2, 3, 3), np.float32)
+    for _ in range(3):
+        assert cpu(spec.conv2d, x, weight, padding=1).shape == (1, 3, 5, 5)
+        with pytest.raises(spec.ParameterError):
+            cpu(spec.conv2d, x, weight, padding=True)
+        with pytest.raises(spec.DtypeError):
+            cpu(spec.conv2d, x, weight.astype(np.float64), padding=1)
+        with pytest.raises(spec.ShapeError):
+            cpu(spec.conv2d, x, weight[:, :1], padding=1)
+    logits, target = np.zeros((2, 3), np.float32), np.array([0, 1])
+    for value, refused in ((1, False), (3, True), (2, False), (-1, True)):
+        target[1] = value
+        if refused:
+            with pytest.raises(spec.KernelproofError):
+                cpu(spec.cross_entropy, logits, target)
+        else:
+            cpu(spec.cross_entropy, logits, target)
