@@ -25,7 +25,7 @@ from .vectors import LANES, call, take
 from .winograd_transforms import input_to_points, points_to_output, weight_to_points
 from .workspace import borrowed, in_lines
 
-_POINTS = 2**19
+_POINTS = 2**18
 """Bytes of a task's transformed input, if it has tiles enough to be worth the walk through all transformed weights."""
 
 _STRIP = 2**15

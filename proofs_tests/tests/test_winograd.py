@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernelproof import spec
-from kernelproof.kernels.cpu import direct, winograd
+from kernelproof.kernels.cpu import direct, direct_gradient, winograd, winograd_gradient
 from kernelproof.kernels.cpu.launch import on_threads
 from kernelproof.kernels.winograd_matrices import POINTS, TAPS, matrices
 
@@ -53,6 +53,9 @@ def test_tiles_of_two_are_exact_on_whole_numbers(
     dy = whole_numbers(y.shape, 4)
     dx = spec.conv2d_dx.perform(on_tiles(winograd.conv2d_dx, 2), dy, weight, x.shape, **options)
     np.testing.assert_array_equal(dx, spec.conv2d_dx(dy, weight, x.shape, **options))
+    dy *= 4  # Here it is the result that is halved in each dimension.
+    dweight = spec.conv2d_dweight.perform(on_tiles(winograd_gradient.conv2d_dweight, 2), dy, x, weight.shape, **options)
+    np.testing.assert_array_equal(dweight, spec.conv2d_dweight(dy, x, weight.shape, **options))
 
 
 @SIZES
@@ -78,15 +81,28 @@ def test_what_is_not_finite_lands_where_the_direct_kernel_puts_it(size: int, out
         expected = direct.conv2d_dx(y, weight_, x.shape, window, 1)
         np.testing.assert_array_equal(np.isnan(dx), np.isnan(expected))
         np.testing.assert_array_equal(dx[np.isinf(expected)], expected[np.isinf(expected)])
+        dweight = winograd_gradient.conv2d_dweight(y, x_, weight.shape, window, 1, size)
+        expected = direct_gradient.conv2d_dweight(y, x_, weight.shape, window, 1)
+        np.testing.assert_array_equal(dweight, expected)
 
 
 @SIZES
-def test_the_bits_do_not_depend_on_the_threads(size: int):
+@pytest.mark.parametrize("shape", [(3, 20, 19, 23), (2, 160, 7, 7)])
+def test_the_bits_do_not_depend_on_the_threads(size: int, shape: tuple[int, ...]):
     random = np.random.default_rng(1)
-    x, weight = random.standard_normal((3, 20, 19, 23)), random.standard_normal((37, 20, 3, 3))
-    x, weight, window = x.astype(np.float32), weight.astype(np.float32), spec.Window((3, 3))
-    with on_threads(1):
-        alone = winograd.conv2d(x, weight, None, window, 1, size)
-    for threads in (2, 3):
+    x, dy = (random.standard_normal(each).astype(np.float32) for each in (shape, (shape[0], 192, *shape[2:])))
+    weight = random.standard_normal((192, shape[1], 3, 3)).astype(np.float32)
+    window = spec.Window((3, 3), padding=((1, 1), (1, 1)))
+
+    def results(threads: int) -> list[np.ndarray]:
         with on_threads(threads):
-            np.testing.assert_array_equal(winograd.conv2d(x, weight, None, window, 1, size), alone)
+            return [
+                winograd.conv2d(x, weight, None, window, 1, size),
+                winograd.conv2d_dx(dy, weight, x.shape, window, 1, size),
+                winograd_gradient.conv2d_dweight(dy, x, weight.shape, window, 1, size),
+            ]
+
+    alone = results(1)
+    for threads in (2, 3):
+        for one, other in zip(results(threads), alone, strict=True):
+            np.testing.assert_array_equal(one, other)
