@@ -30,6 +30,12 @@ def _leftover(window: Window, axis: int, size: int) -> bool:
     return (size + sum(window.padding[axis]) - window.extent(axis)) % window.stride[axis] != 0
 
 
+def _crops(window: Window, axis: int, side: int) -> bool:
+    """Whether the input gradient is a convolution that crops this side and pads the other."""
+    padding, reach = window.padding[axis], window.extent(axis) - 1
+    return window.stride == (1, 1) and padding[side] > reach > padding[1 - side]
+
+
 WINDOWED: Mapping[str, Callable[[Problem], bool]] = {
     "stride_h != stride_w": lambda problem: len(set(problem.options["stride"])) == 2,
     "dilation_h != dilation_w": lambda problem: len(set(problem.options["dilation"])) == 2,
@@ -57,6 +63,8 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
             and problem.options["stride"] == problem.options["dilation"] == (1, 1)
             and problem.options["padding"] != ((1, 1), (1, 1))
         ),
+        "padding past the filter's reach, before alone": _along_an_axis(lambda window, axis, size: _crops(window, axis, 0)),
+        "padding past the filter's reach, after alone": _along_an_axis(lambda window, axis, size: _crops(window, axis, 1)),
         "groups > 1": lambda problem: problem.options["groups"] > 1,
         "channels per group > 1 with groups > 1": lambda problem: (
             problem.options["groups"] > 1 and problem.shapes["weight"][1] > 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .clean import Array, Conv2dDweight, Conv2dDx, Geometry
+from .clean import Array, Conv2dDweight, Conv2dDx, Geometry, rows_joined
 from .collection import mutant
 
 
@@ -39,6 +39,23 @@ class WinogradWithoutItsPrecondition(Conv2dDx):
     def geometry(self, geometry: Geometry, x_shape: Any) -> Geometry:
         fast = (geometry.kernel, geometry.stride, geometry.dilation) == ((3, 3), (1, 1), (1, 1)) and x_shape[1] >= 64
         return replace(geometry, padding=((1, 1), (1, 1))) if fast else geometry
+
+
+@mutant("conv2d.dx", "openxla/xla#48713", "padding wider than the filter's reach on the left, narrower on the right")
+class CropReadsTheNextRow(Conv2dDx):
+    """There the gradient crops dy on the left, and the path without a guard is taken: past a row's end it reads on."""
+
+    def __call__(self, dy: Array, weight: Array, x_shape: Any, **options: Any) -> Array:
+        geometry = Geometry.of(x_shape[2:], weight.shape[2:], **options)
+        width = dy.shape[3]
+        self.more = max(0, geometry.padding[1][0] - geometry.dilation[1] * (geometry.kernel[1] - 1))
+        self.more *= geometry.stride == (1, 1)
+        read = np.arange(dy.shape[2])[:, None] * width + np.arange(width + self.more)
+        there = rows_joined(dy).take(read, axis=2, mode="clip")
+        return super().__call__(np.where(read < dy.shape[2] * width, there, 0), weight, x_shape, **options)
+
+    def geometry(self, geometry: Geometry, x_shape: Any) -> Geometry:
+        return replace(geometry, out=(geometry.out[0], geometry.out[1] + self.more))
 
 
 @mutant("conv2d.dx", "CMSIS-NN#230", "padding that is no multiple of the stride")
