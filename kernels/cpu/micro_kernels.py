@@ -10,7 +10,7 @@ from typing import Any
 
 from .vectors import LANES, Words, micro_kernel
 
-TILES = {16: (14, 2), 8: (6, 2), 4: (8, 3)}
+TILES = {16: (14, 2), 8: (6, 2), 4: (12, 2)}
 """Pixels and vectors of a tile by lanes: AVX-512, AVX2, NEON. Sums, weights and what is broadcast fit the registers."""
 
 PIXELS, VECTORS = TILES[LANES]

@@ -1,0 +1,75 @@
+"""The micro-kernels beyond this machine: AVX2 holds the laws too, NEON compiles, and no tile spills its registers."""
+
+import os
+import re
+import subprocess
+import sys
+
+import llvmlite.binding as llvm
+import pytest
+from llvmlite import ir
+
+from kernelproof.kernels.cpu.micro_kernels import TILES, multiply
+from kernelproof.kernels.cpu.vectors import LANES
+
+TARGETS = {
+    16: ("x86_64-unknown-linux-gnu", "skylake-avx512", "-prefer-256-bit", r"zmm\d+"),
+    8: ("x86_64-unknown-linux-gnu", "haswell", "", r"ymm\d+"),
+    4: ("aarch64-unknown-linux-gnu", "neoverse-n1", "", r"\bq\d+"),
+}
+"""By lanes: triple, processor, features, and how assembly names a vector register."""
+
+
+def assembly(lanes: int) -> list[str]:
+    """The tile's multiply for a processor of so many lanes, optimised, as assembly."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    triple, processor, features, _ = TARGETS[lanes]
+    pixels, vectors = TILES[lanes]
+    module = ir.Module()
+    module.triple = triple
+    multiply.write(module, lanes, pixels=pixels, vectors=vectors, pixel_step=4)
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, features=features, opt=3)
+    compiled = llvm.parse_assembly(str(module))
+    compiled.verify()
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(compiled, builder)
+    return machine.emit_assembly(compiled).splitlines()
+
+
+@pytest.mark.parametrize("lanes", TILES)
+def test_the_sums_of_a_tile_stay_in_registers(lanes: int) -> None:
+    lines, (pixels, vectors) = assembly(lanes), TILES[lanes]
+    fused = [line for line in lines if re.search(r"\bvfmadd|\bfmla\b", line)]
+    assert len(fused) == pixels * vectors, "one fused multiply-add for each sum, in one loop"
+    vector = TARGETS[lanes][3]
+    # Some registers belong to whoever calls: those are put aside once, before the first and after the last.
+    first, last = lines.index(fused[0]), lines.index(fused[-1])
+    spilled = [line for line in lines[first : last + 1] if re.search(vector, line) and re.search(r"\bsp\b|%rsp", line)]
+    assert not spilled, spilled
+
+
+LAWS_ON_AVX2 = """
+from kernelproof.kernels.cpu.vectors import LANES
+assert LANES == 8, LANES
+from kernelproof.proofs.algorithms import algorithms
+from kernelproof.proofs.hold import hold
+from kernelproof.proofs.laws import LAWS
+for name, subject in algorithms().items():
+    for operator in subject.functions:
+        for law in ("equals_the_specification_on_whole_numbers", "rounds_within_the_derived_bound"):
+            if LAWS[law].needs(subject.kernel(operator)):
+                result = hold(LAWS[law], subject, operator, examples=8, seed=0)
+                assert result.failure is None, (name, operator, law, result.failure.message)
+print("held")
+"""
+
+
+@pytest.mark.skipif(LANES < 8, reason="a processor without AVX2")
+def test_algorithms_hold_their_laws_on_avx2(tmp_path) -> None:
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma", "XDG_CACHE_HOME": str(tmp_path),
+    }  # fmt: skip
+    command = [sys.executable, "-c", LAWS_ON_AVX2]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout == "held\n", result.stderr
