@@ -30,10 +30,14 @@ def _leftover(window: Window, axis: int, size: int) -> bool:
     return (size + sum(window.padding[axis]) - window.extent(axis)) % window.stride[axis] != 0
 
 
-def _crops(window: Window, axis: int, side: int) -> bool:
-    """Whether the input gradient is a convolution that crops this side and pads the other."""
-    padding, reach = window.padding[axis], window.extent(axis) - 1
-    return window.stride == (1, 1) and padding[side] > reach > padding[1 - side]
+def _cropping(side: int) -> Callable[[Problem], bool]:
+    """Where the input gradient is a convolution that crops this side and pads the other."""
+
+    def crops(window: Window, axis: int, size: int) -> bool:
+        padding, reach = window.padding[axis], window.extent(axis) - 1
+        return window.stride == (1, 1) and padding[side] > reach > padding[1 - side]
+
+    return _along_an_axis(crops)
 
 
 WINDOWED: Mapping[str, Callable[[Problem], bool]] = {
@@ -63,8 +67,8 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
             and problem.options["stride"] == problem.options["dilation"] == (1, 1)
             and problem.options["padding"] != ((1, 1), (1, 1))
         ),
-        "padding past the filter's reach, before alone": _along_an_axis(lambda window, axis, size: _crops(window, axis, 0)),
-        "padding past the filter's reach, after alone": _along_an_axis(lambda window, axis, size: _crops(window, axis, 1)),
+        "padding past the filter's reach, before alone": _cropping(0),
+        "padding past the filter's reach, after alone": _cropping(1),
         "groups > 1": lambda problem: problem.options["groups"] > 1,
         "channels per group > 1 with groups > 1": lambda problem: (
             problem.options["groups"] > 1 and problem.shapes["weight"][1] > 1
