@@ -48,11 +48,6 @@ FINDINGS: Sequence[Finding] = (
         f"{CARDS}#max_pool2d", documented=True,
     ),
     Finding(
-        "torch", "sgd", SPECIAL, "the specification nan",
-        "With momentum 0 PyTorch keeps no velocity; here 0 multiplies it, and 0 times NaN or infinity is NaN.",
-        "https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html", documented=True,
-    ),
-    Finding(
         "onnxruntime", "max_pool2d", COPIED, "the specification -inf",
         "Without the output Indices a window of -inf alone gives -3.4028235e+38: the search begins at the lowest "
         "finite number. With Indices the same call gives -inf.",
