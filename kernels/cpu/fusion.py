@@ -4,6 +4,7 @@ Between convolution and pooling nothing goes to memory, and backward neither fin
 rectified: a quarter of the array, the winners, stands for both.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from kernelproof.spec.parameters import Parameters
 from kernelproof.spec.wiring import Step
 
 from .planner import Algorithm, Problem, decide
-from .winners import unpooled
+from .winners import unpool
+from .workspace import borrowed
 
 _HALVES = Window((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1))
 
@@ -51,15 +53,28 @@ class Fused:
         def backward(dy: Any, of_x: bool) -> tuple[dict[str, Any], Any]:
             # A maximum is rectified as its y is, so what does not reach the bias does not reach any winner.
             reached = perform(spec.relu_dx, dy, y) if self.rectified else dy
-            shape = len(x), conv.out_channels, conv.window.p(x.shape), conv.window.q(x.shape)
-            dconv = reached if winner is None else unpooled(reached, winner, shape)
-            gradients = {"weight": perform(spec.conv2d_dweight, dconv, x, own["weight"].shape, **conv.geometry)}
+            if winner is None:
+                gradients, dx = self._gradients(perform, own, x, reached, of_x)
+            else:
+                shape = len(x), conv.out_channels, conv.window.p(x.shape), conv.window.q(x.shape)
+                with borrowed(math.prod(shape)) as memory:
+                    dconv = memory[: math.prod(shape)].reshape(shape)
+                    unpool(reached, winner, dconv)
+                    gradients, dx = self._gradients(perform, own, x, dconv, of_x)
             if conv.bias:
+                # Every dy that reaches a winner reaches the bias: there is no need to look among zeros for them.
                 gradients["bias"] = perform(spec.conv2d_dbias, reached)
-            dx = conv.dx(perform, own, x, dconv) if of_x else None
             return {f"{name}.{key}": gradient for key, gradient in gradients.items()}, dx
 
         return y, backward
+
+    def _gradients(
+        self, perform: Perform, own: dict[str, Any], x: Any, dy: Any, of_x: bool
+    ) -> tuple[dict[str, Any], Any]:
+        """Of the convolution alone, but for its bias."""
+        conv = self.convolution
+        dweight = perform(spec.conv2d_dweight, dy, x, own["weight"].shape, **conv.geometry)
+        return {"weight": dweight}, conv.dx(perform, own, x, dy) if of_x else None
 
     def _algorithm(self, perform: Perform, weight: Any, x: Any) -> Algorithm | None:
         """What the planner takes for the convolution, if that can do what follows too."""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from numba import prange
 
 from .launch import parallel, ready, share
@@ -10,16 +9,16 @@ from .micro_kernels import spread_winners
 from .vectors import call, take
 
 
-def unpooled(dy: Any, winner: Any, shape: tuple[int, ...]) -> Any:
-    """The gradient of what was pooled by twos, of this shape: dy where the maximum came from, zero elsewhere.
+def unpool(dy: Any, winner: Any, dx: Any) -> None:
+    """The gradient of what was pooled by twos, into dx: dy where the maximum came from, zero elsewhere.
 
     Parallel over images and channels. dy and winner are `[n,c,p,q]`; rows and columns that no window read get zero.
     """
-    n, c, h, w = shape
+    n, c, h, w = dx.shape
     p, q = dy.shape[2:]
-    dx = np.empty(shape, np.float32) if (h, w) == (2 * p, 2 * q) else np.zeros(shape, np.float32)
+    if (h, w) != (2 * p, 2 * q):
+        dx[...] = 0
     share(_unpool, n * c, 4 * p * q, ready(dy), winner, dx, spread_winners.address())
-    return dx
 
 
 @parallel
