@@ -78,6 +78,21 @@ class DeviceArray:
             return tuple(each * self.dtype.itemsize for each in self.owner.stride())
         return tuple(self.owner.strides)
 
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in one piece, in row-major order."""
+        expected = self.dtype.itemsize
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size > 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+    def as_images(self) -> "DeviceArray | None":
+        """Rows as images of one pixel, without a copy; None where the library has no such view."""
+        if library_of(self.owner) != "numba":
+            return self._like(self.owner[:, :, None, None])
+        return self._like(self.owner.reshape(*self.shape, 1, 1)) if self.is_contiguous() and self.size else None
+
     def __getitem__(self, index: Literal[0] | None) -> "DeviceArray":
         """The two steps that doors take: `array[None]` puts an axis of one in front, `array[0]` takes it away."""
         if index is None and library_of(self.owner) == "numba" and not SIMULATED:
@@ -98,7 +113,7 @@ class DeviceArray:
 
     def view(self) -> Any:
         """This memory as numba launches on it; a scalar as one entry."""
-        array = self if self.shape else self[None]
+        array = at_least_1d(self)
         return array.owner if library_of(array.owner) == "numba" else cuda.as_cuda_array(array.owner, sync=False)
 
     def copy_to_host(self) -> np.ndarray:
@@ -112,6 +127,11 @@ class DeviceArray:
         from .relu import copied  # numba's own copy refuses some strides.
 
         return copied(self).copy_to_host()
+
+
+def at_least_1d(array: DeviceArray) -> DeviceArray:
+    """The array, or a scalar as one entry."""
+    return array if array.shape else array[None]
 
 
 def library_of(array: Any) -> str:

@@ -8,13 +8,16 @@ from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
 from .arrays import SIMULATED, DeviceArray
-from .conv_elements import input_gradient_at, output_at, pixel_at
+from .conv_elements import input_gradient_at, output_at, weight_gradient_of
 from .launch import THREADS, block_sum, launch, position
 
 if not SIMULATED:
-    from . import fast_conv
+    from . import fast_conv, fast_dweight
 else:
     fast_conv = None  # The simulator knows no PTX.
+
+MOST_SHARES = 64
+"""Blocks that share a filter's bias gradient."""
 
 
 @implements(spec.conv2d, "cuda", array_type=DeviceArray)
@@ -45,26 +48,30 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: Any, window: Any, groups: Any, *, p
 
 
 @implements(spec.conv2d_dweight, "cuda", array_type=DeviceArray)
-def conv2d_dweight(dy: Any, x: Any, weight_shape: Any, window: Any, groups: Any) -> Any:
-    """One block per weight: each thread sums every 256th output position in rising order, then a fixed tree adds them.
+def conv2d_dweight(dy: Any, x: Any, weight_shape: Any, window: Any, groups: Any, *, precision: Any) -> Any:
+    """On Hopper's tensor cores (fast_dweight.py), else plain.
 
-    Accumulated in the arrays' type. Any strides, no copies; 64-bit indices. Padding is multiplied as a zero.
+    Plain: one block per weight: each thread sums every 256th output position in rising order, then a fixed tree adds
+    them. Accumulated in the arrays' type. Any strides, no copies; 64-bit indices. Padding is multiplied as a zero.
     """
     dweight = x.empty(weight_shape)
-    launch(
-        _conv2d_dweight, dweight.size * THREADS, dy, x, dweight, window.stride, window.padding, window.dilation, groups
-    )
+    if fast_conv is None or not fast_dweight.conv2d_dweight(dy, x, dweight, window, groups, precision):
+        threads = dweight.size * THREADS
+        launch(_conv2d_dweight, threads, dy, x, dweight, window.stride, window.padding, window.dilation, groups)
     return dweight
 
 
 @implements(spec.conv2d_dbias, "cuda", array_type=DeviceArray)
 def conv2d_dbias(dy: Any) -> Any:
-    """One block per filter: each thread sums every 256th output position in rising order, then a fixed tree adds them.
+    """Up to 64 blocks per filter sum shares of the images, each thread every 256th position in rising order.
 
-    Accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
+    Then one block per filter adds the shares; sums in a block are a fixed tree. Accumulated in the arrays' type. Any
+    strides, no copies; 64-bit indices.
     """
+    shares = dy.empty((dy.shape[1], max(1, min(dy.shape[0], MOST_SHARES))))
     dbias = dy.empty((dy.shape[1],))
-    launch(_conv2d_dbias, dbias.size * THREADS, dy, dbias)
+    launch(_conv2d_dbias_shares, shares.size * THREADS, dy, shares)
+    launch(_conv2d_dbias, dbias.size * THREADS, shares, dbias)
     return dbias
 
 
@@ -84,29 +91,34 @@ def _conv2d_dx(dy, weight, dx, stride, padding, dilation, groups):
 
 @cuda.jit
 def _conv2d_dweight(dy, x, dweight, stride, padding, dilation, groups):
-    filters, channels = dweight.shape[0] // groups, dweight.shape[1]  # of one group
     partial = cuda.shared.array(THREADS, dweight.dtype)
     for i in range(cuda.blockIdx.x, dweight.size, cuda.gridDim.x):
         k, c, r, s = position(i, dweight.shape)
-        total = dweight.dtype.type(0)
-        for j in range(cuda.threadIdx.x, dy.shape[0] * dy.shape[2] * dy.shape[3], THREADS):
-            n, _, p, q = position(j, (dy.shape[0], 1, dy.shape[2], dy.shape[3]))
-            h = p * stride[0] + r * dilation[0] - padding[0][0]
-            w = q * stride[1] + s * dilation[1] - padding[1][0]
-            total += dy[n, k, p, q] * pixel_at(x, n, k // filters * channels + c, h, w)
-        total = block_sum(total, partial)
-        if cuda.threadIdx.x == 0:
-            dweight[k, c, r, s] = total
+        weight_gradient_of(dy, x, dweight, k, c, r, s, stride, padding, dilation, groups, partial)
 
 
 @cuda.jit
-def _conv2d_dbias(dy, dbias):
+def _conv2d_dbias_shares(dy, shares):
+    partial = cuda.shared.array(THREADS, shares.dtype)
+    for i in range(cuda.blockIdx.x, shares.size, cuda.gridDim.x):
+        k, share = divmod(i, shares.shape[1])
+        first, last = dy.shape[0] * share // shares.shape[1], dy.shape[0] * (share + 1) // shares.shape[1]
+        total = shares.dtype.type(0)
+        for j in range(cuda.threadIdx.x, (last - first) * dy.shape[2] * dy.shape[3], THREADS):
+            n, _, p, q = position(j, (last - first, 1, dy.shape[2], dy.shape[3]))
+            total += dy[first + n, k, p, q]
+        total = block_sum(total, partial)
+        if cuda.threadIdx.x == 0:
+            shares[k, share] = total
+
+
+@cuda.jit
+def _conv2d_dbias(shares, dbias):
     partial = cuda.shared.array(THREADS, dbias.dtype)
     for k in range(cuda.blockIdx.x, dbias.size, cuda.gridDim.x):
         total = dbias.dtype.type(0)
-        for j in range(cuda.threadIdx.x, dy.shape[0] * dy.shape[2] * dy.shape[3], THREADS):
-            n, _, p, q = position(j, (dy.shape[0], 1, dy.shape[2], dy.shape[3]))
-            total += dy[n, k, p, q]
+        for share in range(cuda.threadIdx.x, shares.shape[1], THREADS):
+            total += shares[k, share]
         total = block_sum(total, partial)
         if cuda.threadIdx.x == 0:
             dbias[k] = total

@@ -1,8 +1,8 @@
-"""One element of a convolution and of its input gradient, computed plainly: what the plain kernels loop over."""
+"""One element of a convolution and of its gradients, computed plainly: what the plain kernels loop over."""
 
 from numba import cuda
 
-from .launch import reader
+from .launch import THREADS, block_sum, position, reader
 
 
 @cuda.jit(device=True)
@@ -45,3 +45,18 @@ def input_gradient_at(dy, weight, n, c, h, w, stride, padding, dilation, groups)
                 if q >= 0:
                     total += dy[n, k, p, q] * weight[k, c % channels, r, s]
     return total
+
+
+@cuda.jit(device=True)
+def weight_gradient_of(dy, x, dweight, k, c, r, s, stride, padding, dilation, groups, partial):
+    """One element of conv2d_dweight, by a whole block."""
+    filters, channels = dweight.shape[0] // groups, dweight.shape[1]  # of one group
+    total = dweight.dtype.type(0)
+    for j in range(cuda.threadIdx.x, dy.shape[0] * dy.shape[2] * dy.shape[3], THREADS):
+        n, _, p, q = position(j, (dy.shape[0], 1, dy.shape[2], dy.shape[3]))
+        h = p * stride[0] + r * dilation[0] - padding[0][0]
+        w = q * stride[1] + s * dilation[1] - padding[1][0]
+        total += dy[n, k, p, q] * pixel_at(x, n, k // filters * channels + c, h, w)
+    total = block_sum(total, partial)
+    if cuda.threadIdx.x == 0:
+        dweight[k, c, r, s] = total

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from numba import cuda
 from numba.cuda import types
 
-from . import implicit_gemm, pack
+from . import fast_direct, implicit_gemm, pack
 from .arrays import DeviceArray
 from .conv_elements import input_gradient_at, output_at
 from .driver import Kernel, fill_with_zeros, multiprocessors
@@ -233,6 +233,9 @@ def conv2d(
 ) -> bool:  # fmt: skip
     """Compute y if the fast kernel serves this convolution; whether it does."""
     problem = forward(x, weight, y, window, groups)
+    if serves(x) and fast_direct.serves(problem):
+        fast_direct.convolve(x, weight, bias, y, problem)
+        return True
     if refusal(x, problem, precision) is not None:
         return False
     it, flags = launch(x, weight, bias, y, problem, precision)
@@ -249,11 +252,16 @@ def conv2d_dx(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any
     phases = backward(dy, weight, dx, window, groups)
     if any(stride > 1 for stride in window.stride) and window.dilation != (1, 1):
         return False
-    if any(refusal(dy, phase.problem, precision) is not None for phase in phases):
-        return False
+    directly = [serves(dy) and fast_direct.serves(phase.problem) for phase in phases]
+    for phase, direct in zip(phases, directly, strict=True):
+        if not direct and refusal(dy, phase.problem, precision) is not None:
+            return False
     if len(phases) < math.prod(window.stride):
         fill_with_zeros(dx)  # No tap reads some of the pixels.
-    for phase in phases:
+    for phase, direct in zip(phases, directly, strict=True):
+        if direct:
+            fast_direct.convolve(dy, weight, None, dx, phase.problem, phase.first_pixel, phase.first_tap)
+            continue
         it, flags = launch(dy, weight, None, dx, phase.problem, precision, phase.first_pixel, phase.first_tap)
         input_gradient_again(
             min(it.pixel_tiles, multiprocessors(dy.place.device)), dy.place.stream, dy, weight, dx, window.stride,

@@ -6,54 +6,81 @@ from numba import cuda
 
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
+from kernelproof.spec.window import Window
 
-from .arrays import DeviceArray
-from .launch import launch
+from .arrays import SIMULATED, DeviceArray
+from .launch import THREADS, block_sum, launch
 from .relu import copied
+
+if not SIMULATED:
+    from . import fast_conv, fast_dweight
 
 
 @implements(spec.linear, "cuda", array_type=DeviceArray)
-def linear(x: Any, weight: Any, bias: Any) -> Any:
-    """One thread per output element; features in rising order, bias last, accumulated in the arrays' type.
+def linear(x: Any, weight: Any, bias: Any, *, precision: Any) -> Any:
+    """As a convolution of one-pixel images on Hopper's tensor cores, from 32 rows and outputs on; else plain.
 
-    Any strides, no copies; 64-bit indices.
+    Plain: one block per output element, each thread every 256th feature in rising order, then a fixed tree; bias last;
+    accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
     y = x.empty((x.shape[0], weight.shape[0]))
-    launch(_linear, y.size, x, weight, weight.empty((0,)) if bias is None else bias, y)
+    if not _as_convolution("conv2d", precision, x, weight, bias, y):
+        launch(_linear, y.size * THREADS, x, weight, weight.empty((0,)) if bias is None else bias, y)
     return y
 
 
 @implements(spec.linear_dx, "cuda", array_type=DeviceArray)
-def linear_dx(dy: Any, weight: Any) -> Any:
-    """One thread per input element; outputs in rising order, accumulated in the arrays' type.
+def linear_dx(dy: Any, weight: Any, *, precision: Any) -> Any:
+    """As `linear`, with 32 rows and inputs; plain: one thread per input element; outputs in rising order.
 
-    Any strides, no copies; 64-bit indices.
+    Accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
     dx = dy.empty((dy.shape[0], weight.shape[1]))
-    launch(_linear_dx, dx.size, dy, weight, dx)
+    if not _as_convolution("conv2d_dx", precision, dy, weight, dx):
+        launch(_linear_dx, dx.size, dy, weight, dx)
     return dx
 
 
 @implements(spec.linear_dweight, "cuda", array_type=DeviceArray)
-def linear_dweight(dy: Any, x: Any) -> Any:
-    """One thread per weight; rows in rising order, accumulated in the arrays' type.
+def linear_dweight(dy: Any, x: Any, *, precision: Any) -> Any:
+    """As `linear`, the weight gradient of that convolution; plain: one thread per weight; rows in rising order.
 
-    Any strides, no copies; 64-bit indices.
+    Accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
     dweight = dy.empty((dy.shape[1], x.shape[1]))
-    launch(_linear_dweight, dweight.size, dy, x, dweight)
+    if not _as_convolution("conv2d_dweight", precision, dy, x, dweight):
+        launch(_linear_dweight, dweight.size, dy, x, dweight)
     return dweight
 
 
 @implements(spec.linear_dbias, "cuda", array_type=DeviceArray)
 def linear_dbias(dy: Any) -> Any:
-    """One thread per output; rows in rising order, accumulated in the arrays' type.
+    """One block per output: each thread sums every 256th row in rising order, then a fixed tree adds them.
 
-    Any strides, no copies; 64-bit indices.
+    Accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
     dbias = dy.empty((dy.shape[1],))
-    launch(_linear_dbias, dbias.size, dy, dbias)
+    launch(_linear_dbias, dbias.size * THREADS, dy, dbias)
     return dbias
+
+
+_ONE_PIXEL = Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
+_LEAST = 32
+"""Rows, and outputs or inputs, from which on the tensor cores' tiles are not mostly empty."""
+
+
+def _as_convolution(operator: str, precision: str, *arrays: Any) -> bool:
+    """Compute the last array as that of a convolution of one-pixel images; whether that was done."""
+    if SIMULATED or min(arrays[0].shape) * min(arrays[-1].shape) == 0:
+        return False
+    few = arrays[-1].shape[1] if operator != "conv2d_dweight" else _LEAST
+    if min(arrays[0].shape[0], few) < _LEAST:
+        return False
+    images = [each if each is None or each.ndim == 1 else each.as_images() for each in arrays]
+    if any(image is None and array is not None for image, array in zip(images, arrays, strict=True)):
+        return False
+    module = fast_dweight if operator == "conv2d_dweight" else fast_conv
+    return getattr(module, operator)(*images, _ONE_PIXEL, 1, precision)
 
 
 @implements(spec.flatten, "cuda", array_type=DeviceArray)
@@ -71,14 +98,15 @@ def flatten_dx(dy: Any, x_shape: Any) -> Any:
 
 @cuda.jit
 def _linear(x, weight, bias, y):
-    for i in range(cuda.grid(1), y.size, cuda.gridsize(1)):
+    partial = cuda.shared.array(THREADS, y.dtype)
+    for i in range(cuda.blockIdx.x, y.size, cuda.gridDim.x):
         n, k = divmod(i, y.shape[1])
         total = y.dtype.type(0)
-        for c in range(x.shape[1]):
+        for c in range(cuda.threadIdx.x, x.shape[1], THREADS):
             total += x[n, c] * weight[k, c]
-        if bias.size > 0:
-            total += bias[k]
-        y[n, k] = total
+        total = block_sum(total, partial)
+        if cuda.threadIdx.x == 0:
+            y[n, k] = total + bias[k] if bias.size > 0 else total
 
 
 @cuda.jit
@@ -103,8 +131,11 @@ def _linear_dweight(dy, x, dweight):
 
 @cuda.jit
 def _linear_dbias(dy, dbias):
-    for k in range(cuda.grid(1), dbias.size, cuda.gridsize(1)):
+    partial = cuda.shared.array(THREADS, dbias.dtype)
+    for k in range(cuda.blockIdx.x, dbias.size, cuda.gridDim.x):
         total = dbias.dtype.type(0)
-        for n in range(dy.shape[0]):
+        for n in range(cuda.threadIdx.x, dy.shape[0], THREADS):
             total += dy[n, k]
-        dbias[k] = total
+        total = block_sum(total, partial)
+        if cuda.threadIdx.x == 0:
+            dbias[k] = total

@@ -1,5 +1,6 @@
 """Max pooling and its gradient on a GPU."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,15 @@ def max_pool2d(x: Any, window: Any, return_indices: Any) -> Any:
 def max_pool2d_dx(dy: Any, x: Any, window: Any) -> Any:
     """One thread per input element adds dy of the windows that it won, in the order r, s, in the arrays' type.
 
-    The winners are found first, one int64 for each window. Any strides, no copies; 64-bit indices.
+    The winners are found first, one int64 for each window. Windows side by side, without padding: one thread for each
+    finds its winner and writes its pixels, all in one launch. Any strides, no copies; 64-bit indices.
     """
     dx = dy.empty(x.shape)
-    launch(_max_pool2d_dx, dx.size, dy, _winners(x, window), dx, *_geometry(window))
+    if window.kernel == window.stride and window.padding == ((0, 0), (0, 0)) and window.dilation == (1, 1):
+        down, across = (-(-size // step) for size, step in zip(x.shape[2:], window.stride, strict=True))
+        launch(_max_pool2d_dx_apart, math.prod(x.shape[:2]) * down * across, dy, x, dx, window.kernel, (down, across))
+    else:
+        launch(_max_pool2d_dx, dx.size, dy, _winners(x, window), dx, *_geometry(window))
     return dx
 
 
@@ -94,3 +100,17 @@ def _max_pool2d_dx(dy, winner, dx, kernel, stride, padding, dilation):
                 if q >= 0 and winner[n, c, p, q] == h * dx.shape[3] + w:
                     total += dy[n, c, p, q]
         dx[n, c, h, w] = total
+
+
+@cuda.jit
+def _max_pool2d_dx_apart(dy, x, dx, kernel, windows):
+    for i in range(cuda.grid(1), dx.shape[0] * dx.shape[1] * windows[0] * windows[1], cuda.gridsize(1)):
+        n, c, p, q = position(i, (dx.shape[0], dx.shape[1], windows[0], windows[1]))
+        # The pixels behind the last whole window have no winner: they are windows without a dy.
+        is_whole = p < dy.shape[2] and q < dy.shape[3]
+        row = column = -1
+        if is_whole:
+            row, column = _winner(x, n, c, p, q, kernel, kernel, ((0, 0), (0, 0)), (1, 1))
+        for h in range(p * kernel[0], min((p + 1) * kernel[0], dx.shape[2])):
+            for w in range(q * kernel[1], min((q + 1) * kernel[1], dx.shape[3])):
+                dx[n, c, h, w] = dy[n, c, p, q] if h == row and w == column else dx.dtype.type(0)

@@ -56,11 +56,12 @@ ARITHMETIC = {
     "tf32": Arithmetic("tf32", 1, ((0, 0),)),
     "fp16": Arithmetic("f16", 1, ((0, 0),), highest=2.0**15, scaled=True),
     "bf16": Arithmetic("bf16", 1, ((0, 0),)),
+    "bf16x3": Arithmetic("bf16", 2, SPLIT),
 }
-"""By the word that allows its rounding."""
+"""By the word that allows its rounding; bf16x3 keeps 16 bits, and stands in for TF32 where operands are transposed."""
 
-LOWEST_WEIGHT = 2.0**-40
-"""The least ordinary weight where there is a least: with it every product is 2**-116 or more."""
+LOWEST_WEIGHT, LOWEST_X, LOWEST_DY = 2.0**-40, 2.0**-50, 2.0**-66
+"""The least ordinary weight where there is a least, and x and dy in a weight gradient: products are 2**-116 or more."""
 
 
 def split(builder: Any, arithmetic: Arithmetic, values: list[Any]) -> list[list[Any]]:
@@ -316,3 +317,55 @@ def portion(columns: int, group: int) -> Any:
         return values + [ir.Constant(F32, 0.0)] * (16 - len(values))
 
     return device_function(types.UniTuple(types.float32, 16)(accumulators(columns)), generate)
+
+
+def outer_products(arithmetic: Arithmetic, taps: int, slots: int) -> Any:
+    """`multiply(sums, a, b, part_step, group_step, tap_step)`: starts the wgmma of one stage of a weight gradient, for
+    64 filters, 32 channels and `taps` taps, summed over `slots` slots. The steps are those of b, in units of 16 bytes.
+
+    Both operands lie with slots down and channels across, 8 channels in 16 bytes. The sums start anew.
+    """
+    count = 16 * taps
+    a, b, part_step, group_step, tap_step = (f"${count + i}" for i in range(5))
+    name = f"wgmma.mma_async.sync.aligned.m64n32k16.f32.{arithmetic.kind}.{arithmetic.kind}"
+    codes = [sum(pair[side] << 2 * i for i, pair in enumerate(arithmetic.products)) for side in (0, 1)]
+    nounroll = r"\22nounroll\22"  # A quotation mark in LLVM's assembly.
+    text = [
+        "{ .reg .pred added, more; .reg .b32 la, lb, at, part, codes_a, codes_b, left, high; .reg .b64 da, db;",
+        f"mov.b32 codes_a, {codes[0]}; mov.b32 codes_b, {codes[1]}; mov.b32 left, {len(arithmetic.products)};",
+        f"setp.ne.s32 added, left, left; mov.b32 high, {slots}; wgmma.fence.sync.aligned;",
+        f"next_${{:uid}}: .pragma {nounroll}; and.b32 part, codes_a, 3; mad.lo.s32 la, part, {8 * slots}, {a};",
+        f"and.b32 part, codes_b, 3; mad.lo.s32 lb, part, {part_step}, {b};",
+        "shr.b32 codes_a, codes_a, 2; shr.b32 codes_b, codes_b, 2; sub.s32 left, left, 1; setp.ne.s32 more, left, 0;",
+    ]
+    for _ in range(0, slots, 16):
+        text.append("mov.b64 da, {la, high}; mov.b32 at, lb;")
+        for tap in range(taps):
+            sums = "{" + ",".join(f"${16 * tap + i}" for i in range(16)) + "}"
+            text.append(f"mov.b64 db, {{at, {group_step}}}; {name} {sums}, da, db, added, 1, 1, 1, 1;")
+            text.append(f"add.s32 at, at, {tap_step};")
+        text.append("setp.eq.s32 added, left, left; add.s32 la, la, 16; add.s32 lb, lb, 16;")
+    text.append("@more bra next_${:uid}; wgmma.commit_group.sync.aligned; }")
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        values = unpacked(builder, arguments[0], count)
+        return emit(builder, "\n".join(text), "f" * count, "rrrrr", arguments[1:], values)
+
+    kind = accumulators(2 * count)
+    return device_function(kind(kind, *[types.int32] * 5), generate)
+
+
+def outer_storer(taps: int, pitch: int) -> Any:
+    """`store(sums, corner)`: a thread's share of 64 x 32 sums of each tap to device memory, `pitch` words a row."""
+    count = 16 * taps
+    stores = []
+    for i in range(0, count, 2):
+        tap, pair, below = i // 16, i % 16 // 4, i // 2 % 2
+        at = 4 * ((64 * tap + 8 * below) * pitch + 8 * pair)
+        stores.append(f"st.global.v2.f32 [${count}+{at}], {{${i}, ${i + 1}}};")
+
+    def generate(builder: Any, arguments: list[Any]) -> None:
+        values = unpacked(builder, arguments[0], count)
+        emit(builder, "\n".join(stores), "", "f" * count + "l", [*values, arguments[1]])
+
+    return device_function(types.void(accumulators(2 * count), types.int64), generate)

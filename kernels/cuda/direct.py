@@ -1,0 +1,305 @@
+"""Convolutions with few channels or few filters in a group, on the GPU's ordinary arithmetic: first layers, depthwise.
+
+Tensor cores want 16 channels and 64 filters; with one of each they would multiply zeros. Here a thread holds the inputs
+of one output pixel in registers and computes all filters of the group (few channels), or walks over the channels for
+one filter (few filters). Float32, one rounding a product and sum, taps in the order c, r, s, bias last. Any
+strides of x, weight and y, so input gradients are served as in fast_conv.py; any padding, stride, dilation.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import cuda
+from numba.cuda import types
+
+from . import ptx
+from .implicit_gemm import divided
+from .ptx import F32, device_function, emit, unpacked
+
+THREADS = 128
+MOST_TAPS = 160
+"""Inputs of a pixel that fit a thread's registers."""
+
+
+class Geometry(NamedTuple):
+    """One convolution in numbers, all int32; strides in elements. A window is taken at every pixel of the output."""
+
+    images: int
+    channels: int
+    filters: int
+    height: int
+    width: int
+    x_n: int
+    x_c: int
+    x_h: int
+    x_w: int
+    stride_h: int
+    stride_w: int
+    top: int
+    left: int
+    dilation_h: int
+    dilation_w: int
+    w_group: int
+    w_filter: int
+    w_channel: int
+    w_r: int
+    w_s: int
+    p: int
+    q: int
+    q_multiplier: int
+    q_shift: int
+    pixels: int
+    pixels_multiplier: int
+    pixels_shift: int
+    y_n: int
+    y_k: int
+    y_h: int
+    y_w: int
+    rectify: int
+
+
+GEOMETRY = types.NamedUniTuple(types.int32, len(Geometry._fields), Geometry)
+ARGUMENTS = types.void(types.int64, types.int64, types.int64, types.int64, GEOMETRY)
+"""x, weight, bias or 0, y, geometry."""
+GRADIENT = types.void(types.int64, types.int64, types.int64, GEOMETRY)
+"""x, dy, shares, geometry."""
+
+
+def tuple_of(count: int) -> Any:
+    """So many float32."""
+    return types.UniTuple(types.float32, count)
+
+
+def window_of(channels: int, rows: int, row: int) -> Any:
+    """`inputs(x, h, w, height, width, ...)`: the inputs of the window from (h, w) on, `[c][r][s]`, zeros outside.
+
+    What follows: bytes from a channel, a tap's row, a tap to the next, and how far apart taps' rows and taps lie.
+    """
+    text = ["{ .reg .pred p, q; .reg .s32 h, w; .reg .b64 at, line, plane; mov.b64 plane, $IN0;"]
+    count, i = channels * rows * row, 0
+    names = {f"$IN{j}": f"${count + j}" for j in range(10)}
+    for _ in range(channels):
+        text.append("mov.b64 line, plane; mov.b32 h, $IN1;")
+        for _ in range(rows):
+            # Unsigned, a negative row is a great one.
+            text.append("setp.lt.u32 p, h, $IN3; mov.b64 at, line; mov.b32 w, $IN2;")
+            for _ in range(row):
+                text.append(f"setp.lt.and.u32 q, w, $IN4, p; mov.b32 ${i}, 0; @q ld.global.nc.f32 ${i}, [at];")
+                text.append("add.s64 at, at, $IN7; add.s32 w, w, $IN9;")
+                i += 1
+            text.append("add.s64 line, line, $IN6; add.s32 h, h, $IN8;")
+        text.append("add.s64 plane, plane, $IN5;")
+    joined = "\n".join([*text, "}"])
+    for name, place in names.items():
+        joined = joined.replace(name, place)
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        kinds = [a.type for a in arguments]
+        letters = ["l" if kind == ptx.I64 else "r" for kind in kinds]
+        function = ir.FunctionType(ir.LiteralStructType([F32] * count) if count > 1 else F32, kinds)
+        constraints = ",".join(["=&f"] * count + letters)
+        result = builder.call(ir.InlineAsm(function, joined, constraints, side_effect=True), arguments)
+        return unpacked(builder, result, count) if count > 1 else [result]
+
+    integers = [types.int32] * 4
+    return device_function(
+        tuple_of(count)(types.int64, *integers, *[types.int64] * 3, types.int32, types.int32), generate
+    )
+
+
+def dot_of(count: int) -> Any:
+    """`dot(start, inputs, address)`: start + sum of inputs times numbers in shared memory, read four at a time."""
+
+    def generate(builder: Any, arguments: list[Any]) -> Any:
+        total, inputs = arguments[0], unpacked(builder, arguments[1], count)
+        for i in range(0, count, 4):
+            text = f"ld.shared.v4.f32 {{$0, $1, $2, $3}}, [$4+{4 * i}];"
+            for weight, value in zip(emit(builder, text, "ffff", "r", [arguments[2]]), inputs[i : i + 4], strict=False):
+                total = builder.fma(value, weight, total)
+        return total
+
+    return device_function(types.float32(types.float32, tuple_of(count), types.int32), generate)
+
+
+def scaled_add_of(count: int) -> Any:
+    """`add(sums, inputs, factor)`: sums + inputs * factor."""
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        sums, inputs = (unpacked(builder, each, count) for each in arguments[:2])
+        return [builder.fma(value, arguments[2], total) for total, value in zip(sums, inputs, strict=True)]
+
+    return device_function(tuple_of(count)(tuple_of(count), tuple_of(count), types.float32), generate)
+
+
+def warp_sums_of(count: int) -> Any:
+    """`warp_sums(sums)`: the warp's sums, told to all its lanes, in a fixed tree."""
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        sums = unpacked(builder, arguments[0], count)
+        for lanes in (16, 8, 4, 2, 1):
+            text = f"shfl.sync.bfly.b32 $0, $1, {lanes}, 31, -1;"
+            sums = [builder.fadd(each, emit(builder, text, "f", "f", [each])[0]) for each in sums]
+        return sums
+
+    return device_function(tuple_of(count)(tuple_of(count)), generate)
+
+
+def stored_of(count: int) -> Any:
+    """`store(sums, address)`: to device memory, side by side."""
+    text = "".join(f"st.global.f32 [${count}+{4 * i}], ${i};" for i in range(count))
+
+    def generate(builder: Any, arguments: list[Any]) -> None:
+        emit(builder, text, "", "f" * count + "l", [*unpacked(builder, arguments[0], count), arguments[1]])
+
+    return device_function(types.void(tuple_of(count), types.int64), generate)
+
+
+def zeros_of(count: int) -> Any:
+    """`zero()`: so many zeros."""
+    return device_function(tuple_of(count)(), lambda builder, _: [ir.Constant(F32, 0.0)] * count)
+
+
+@cuda.jit(device=True)
+def pixel_of(i, g):
+    """Image, row and column of an output pixel."""
+    n = divided(i, g.pixels_multiplier, g.pixels_shift)
+    rest = types.int32(i - n * g.pixels)
+    p = divided(rest, g.q_multiplier, g.q_shift)
+    return n, p, types.int32(rest - p * g.q)
+
+
+@cuda.jit(device=True)
+def stage_weights(weight, shared, channels, rows, row, g):
+    """The group's weights to shared memory: `[k][c][r][s]`, filled up to a multiple of four for each filter."""
+    count = channels * rows * row
+    padded = (count + 3) // 4 * 4
+    for i in range(cuda.threadIdx.x, g.filters * padded, cuda.blockDim.x):
+        k, j = divmod(i, padded)
+        value = types.float32(0)
+        if j < count:
+            rest, s = divmod(j, row)
+            c, r = divmod(rest, rows)
+            at = types.int64(k) * g.w_filter + c * g.w_channel + r * g.w_r + s * g.w_s
+            value = ptx.load_global(weight + at * 4)
+        ptx.store_shared(shared + i * 4, value)
+    cuda.syncthreads()
+
+
+@functools.cache
+def few_channels(channels: int, rows: int, row: int) -> Any:
+    """One thread per pixel and group, with all the window's inputs in registers; all filters of the group in turn."""
+    count = channels * rows * row
+    inputs, dot, padded = window_of(channels, rows, row), dot_of(count), -(-count // 4) * 4
+
+    def kernel(x, weight, bias, y, g):
+        shared, group = ptx.dynamic_shared(), cuda.blockIdx.y
+        stage_weights(weight + types.int64(group) * g.w_group * 4, shared, channels, rows, row, g)
+        for i in range(cuda.grid(1), g.images * g.pixels, cuda.gridsize(1)):
+            n, p, q = pixel_of(types.int32(i), g)
+            h, w = types.int32(p * g.stride_h - g.top), types.int32(q * g.stride_w - g.left)
+            first = types.int64(n) * g.x_n + types.int64(group) * channels * g.x_c + types.int64(h) * g.x_h
+            values = inputs(
+                x + (first + types.int64(w) * g.x_w) * 4, h, w, g.height, g.width,
+                g.x_c * 4, g.dilation_h * g.x_h * 4, g.dilation_w * g.x_w * 4, g.dilation_h, g.dilation_w,
+            )  # fmt: skip
+            at = y + (types.int64(n) * g.y_n + types.int64(p) * g.y_h + types.int64(q) * g.y_w) * 4
+            at += types.int64(group) * g.filters * g.y_k * 4
+            for k in range(g.filters):
+                total = dot(types.float32(0), values, shared + types.int32(k) * padded * 4)
+                if bias != 0:
+                    total += ptx.load_global(bias + (types.int64(group) * g.filters + k) * 4)
+                if g.rectify != 0 and total < 0:  # So NaN stays NaN, as in relu.
+                    total = types.float32(0)
+                ptx.store_global(at, total)
+                at += types.int64(g.y_k) * 4
+
+    return kernel
+
+
+@functools.cache
+def few_filters(rows: int, row: int) -> Any:
+    """One thread per pixel, group and filter (the block's third axis); channels in turn."""
+    count = rows * row
+    inputs, dot, padded = window_of(1, rows, row), dot_of(count), -(-count // 4) * 4
+
+    def kernel(x, weight, bias, y, g):
+        shared, group, k = ptx.dynamic_shared(), cuda.blockIdx.y // g.filters, cuda.blockIdx.y % g.filters
+        weight += (types.int64(group) * g.w_group + types.int64(k) * g.w_filter) * 4
+        for i in range(cuda.threadIdx.x, g.channels * padded, cuda.blockDim.x):
+            c, j = divmod(i, padded)
+            value = types.float32(0)
+            if j < count:
+                at = types.int64(c) * g.w_channel + j // row * g.w_r + j % row * g.w_s
+                value = ptx.load_global(weight + at * 4)
+            ptx.store_shared(shared + i * 4, value)
+        cuda.syncthreads()
+        for i in range(cuda.grid(1), g.images * g.pixels, cuda.gridsize(1)):
+            n, p, q = pixel_of(types.int32(i), g)
+            h, w = types.int32(p * g.stride_h - g.top), types.int32(q * g.stride_w - g.left)
+            first = types.int64(n) * g.x_n + types.int64(group) * g.channels * g.x_c + types.int64(h) * g.x_h
+            plane = x + (first + types.int64(w) * g.x_w) * 4
+            total = types.float32(0)
+            for c in range(g.channels):
+                values = inputs(
+                    plane, h, w, g.height, g.width,
+                    g.x_c * 4, g.dilation_h * g.x_h * 4, g.dilation_w * g.x_w * 4, g.dilation_h, g.dilation_w,
+                )  # fmt: skip
+                total = dot(total, values, shared + types.int32(c) * padded * 4)
+                plane += types.int64(g.x_c) * 4
+            channel = types.int64(group) * g.filters + k
+            if bias != 0:
+                total += ptx.load_global(bias + channel * 4)
+            if g.rectify != 0 and total < 0:
+                total = types.float32(0)
+            at = types.int64(n) * g.y_n + channel * g.y_k + types.int64(p) * g.y_h + types.int64(q) * g.y_w
+            ptx.store_global(y + at * 4, total)
+
+    return kernel
+
+
+@functools.cache
+def few_channels_gradient(channels: int, rows: int, row: int) -> Any:
+    """The weight gradient: the grid's second axis is the filter; each warp's sums go to `shares[warp][k][crs]`."""
+    count = channels * rows * row
+    inputs, add, zero = window_of(channels, rows, row), scaled_add_of(count), zeros_of(count)
+    warp_sums, store = warp_sums_of(count), stored_of(count)
+
+    def kernel(x, dy, shares, g):
+        k = cuda.blockIdx.y
+        group = k // g.filters
+        sums = zero()
+        for i in range(cuda.grid(1), g.images * g.pixels, cuda.gridsize(1)):
+            n, p, q = pixel_of(types.int32(i), g)
+            h, w = types.int32(p * g.stride_h - g.top), types.int32(q * g.stride_w - g.left)
+            first = types.int64(n) * g.x_n + types.int64(group) * channels * g.x_c + types.int64(h) * g.x_h
+            values = inputs(
+                x + (first + types.int64(w) * g.x_w) * 4, h, w, g.height, g.width,
+                g.x_c * 4, g.dilation_h * g.x_h * 4, g.dilation_w * g.x_w * 4, g.dilation_h, g.dilation_w,
+            )  # fmt: skip
+            at = types.int64(n) * g.y_n + types.int64(k) * g.y_k + types.int64(p) * g.y_h + types.int64(q) * g.y_w
+            sums = add(sums, values, ptx.load_global(dy + at * 4))
+        sums = warp_sums(sums)
+        if cuda.threadIdx.x & 31 == 0:
+            warp = cuda.grid(1) >> 5
+            store(sums, shares + (types.int64(warp) * cuda.gridDim.y + k) * count * 4)
+
+    return kernel
+
+
+def sum_of_shares(shares, result, lines, size):
+    """`result[i] = sum_j shares[j][i]`: every 32nd share in a lane, in rising order, then a fixed tree."""
+    lane = cuda.threadIdx.x & 31
+    i = cuda.grid(1) >> 5
+    total = types.float32(0)
+    if i < size:
+        for j in range(lane, lines, 32):
+            total += ptx.load_global(shares + (types.int64(j) * size + i) * 4)
+    for lanes in (16, 8, 4, 2, 1):
+        total += cuda.shfl_xor_sync(0xFFFFFFFF, total, lanes)
+    if i < size and lane == 0:
+        ptx.store_global(result + types.int64(i) * 4, total)
+
+
+SUM = types.void(types.int64, types.int64, types.int64, types.int64)
+"""shares, result, how many shares, entries of the result."""

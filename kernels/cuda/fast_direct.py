@@ -1,0 +1,123 @@
+"""When and how the kernels of direct.py are launched."""
+
+import functools
+import math
+from typing import Any
+
+from . import direct
+from .arrays import DeviceArray
+from .direct import MOST_TAPS, THREADS, Geometry
+from .driver import Kernel, multiprocessors
+from .plan import Problem, division
+
+FEW, FEWER, MANY_PIXELS = 4, 2, 1024
+"""Channels or filters of a group are few up to 4; under 1024 pixels, where either way takes no time, up to 2."""
+SHARED_MEMORY, BLOCKS, MOST_GRADIENT_TAPS = 48 * 1024, 16, 49
+"""Bytes for a group's weights; blocks on a multiprocessor, so that many share a staging; sums that fit registers."""
+_MOST_LINES = 2**16 - 1  # of a grid's second axis
+
+
+def few(size: int, pixels: int) -> bool:
+    """Whether so many channels or filters are few."""
+    return size <= (FEW if pixels >= MANY_PIXELS else FEWER)
+
+
+def _padded(taps: int) -> int:
+    return -(-taps // 4) * 4
+
+
+def _kind(problem: Problem) -> str | None:
+    """Which kernel serves the problem, "channels" or "filters" being few; None if none does."""
+    taps, pixels = math.prod(problem.taps), problem.images * math.prod(problem.output)
+    if min(problem.images, problem.groups, problem.channels, problem.filters, *problem.output, *problem.taps) < 1:
+        return None
+    strides = (*problem.x_strides, *problem.y_strides, *problem.w_strides, pixels)
+    if max(map(abs, strides)) * 4 * max(*problem.dilation, 1) >= 2**31 or problem.groups > _MOST_LINES:
+        return None
+    if few(problem.channels, pixels) and problem.channels * taps <= MOST_TAPS:
+        staged = 4 * problem.filters * _padded(problem.channels * taps)
+        return "channels" if staged <= SHARED_MEMORY else None
+    if few(problem.filters, pixels) and taps <= MOST_GRADIENT_TAPS:
+        is_staged = 4 * problem.channels * _padded(taps) <= SHARED_MEMORY
+        return "filters" if is_staged and problem.groups * problem.filters <= _MOST_LINES else None
+    return None
+
+
+def serves(problem: Problem) -> bool:
+    """Whether few channels or few filters make the direct kernels the faster ones."""
+    return _kind(problem) is not None
+
+
+@functools.cache
+def _kernel(kind: str, channels: int, rows: int, row: int) -> Kernel:
+    if kind == "filters":
+        function, key = direct.few_filters(rows, row), (rows, row)
+    else:
+        function, key = direct.few_channels(channels, rows, row), (channels, rows, row)
+    return Kernel(f"direct {kind} {key}", function, direct.ARGUMENTS, THREADS)
+
+
+@functools.cache
+def _gradient_kernel(channels: int, rows: int, row: int) -> Kernel:
+    function = direct.few_channels_gradient(channels, rows, row)
+    return Kernel(f"direct gradient {channels, rows, row}", function, direct.GRADIENT, THREADS)
+
+
+_sum = Kernel("sum_of_shares", direct.sum_of_shares, direct.SUM, THREADS)
+
+
+def _geometry(problem: Problem, rectify: bool = False) -> Geometry:
+    p, q = problem.output
+    return Geometry(
+        problem.images, problem.channels, problem.filters, *problem.image, *problem.x_strides, *problem.stride,
+        *problem.before, *problem.dilation, *problem.w_strides, p, q, *division(q), p * q, *division(p * q),
+        *problem.y_strides, int(rectify),
+    )  # fmt: skip
+
+
+def convolve(
+    x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray, problem: Problem,
+    first_pixel: int = 0, first_tap: int = 0, rectify: bool = False,
+) -> None:  # fmt: skip
+    """Launch the kernel for a problem that it serves."""
+    kind = _kind(problem)
+    assert kind is not None
+    lines = problem.groups * (problem.filters if kind == "filters" else 1)
+    staged = problem.channels if kind == "filters" else problem.filters
+    taps = math.prod(problem.taps) * (1 if kind == "filters" else problem.channels)
+    pixels = problem.images * math.prod(problem.output)
+    blocks = min(-(-pixels // THREADS), max(1, BLOCKS * multiprocessors(x.place.device) // lines))
+    _kernel(kind, problem.channels if kind == "channels" else 0, *problem.taps)(
+        (blocks, lines), x.place.stream, x.address, weight.address + 4 * first_tap,
+        bias.address if bias is not None else 0, y.address + 4 * first_pixel, _geometry(problem, rectify),
+        shared=4 * staged * _padded(taps),
+    )  # fmt: skip
+
+
+def serves_gradient(x: DeviceArray, dy: DeviceArray, dweight: DeviceArray, groups: int) -> bool:
+    """Whether few channels in a group make the direct weight gradient the faster one."""
+    filters, channels, rows, row = dweight.shape
+    pixels = dy.shape[0] * dy.shape[2] * dy.shape[3]
+    if 0 in (*x.shape, *dy.shape, *dweight.shape) or filters > _MOST_LINES:
+        return False
+    span = max(map(abs, (*x.strides, *dy.strides, pixels)))
+    return few(channels, pixels) and channels * rows * row <= MOST_GRADIENT_TAPS and span < 2**31 and groups > 0
+
+
+def weight_gradient(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int) -> None:
+    """Launch the gradient, each warp summing a share of the pixels, and the sum of the shares."""
+    filters, channels, *taps = dweight.shape
+    item = x.dtype.itemsize
+    problem = Problem(
+        x.shape[0], groups, channels, filters // groups, (taps[0], taps[1]), x.shape[2:], dy.shape[2:], window.stride,
+        (window.padding[0][0], window.padding[1][0]), window.dilation, tuple(each // item for each in x.strides),
+        (0, 0, 0, 0, 0), tuple(each // item for each in dy.strides),
+    )  # fmt: skip
+    pixels = problem.images * math.prod(problem.output)
+    blocks = min(-(-pixels // THREADS), max(1, BLOCKS * multiprocessors(x.place.device) // filters))
+    lines, stream = blocks * THREADS // 32, x.place.stream
+    shares = x.place.empty((lines * dweight.size,), "float32")
+    _gradient_kernel(channels, *taps)(
+        (blocks, filters), stream, x.address, dy.address, shares.address, _geometry(problem)
+    )
+    _sum(-(-dweight.size * 32 // THREADS), stream, shares.address, dweight.address, lines, dweight.size)

@@ -1,0 +1,264 @@
+"""The weight gradient on tensor cores: for each tap, the matrix product of dy with x shifted, summed over slots.
+
+Slots, stages and the split are those of implicit_gemm.py. Here slots are what is summed over, so both operands are read
+with slots down and channels across: the transposed read of 16-bit tensor cores. A tile is 64 filters by 96 channels and
+`taps` taps of a row of the filter, or by 32 channels and three such rows: warpgroups 0 to 2 take the channels, or the
+rows; warpgroup 3 loads. Each block sums a share of all slots, and `reduce` adds the shares in a fixed order.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+from numba import cuda
+from numba.cuda import types
+
+from . import ptx
+from .implicit_gemm import HEADER, divided
+from .tensor_core import (
+    ARITHMETIC,
+    CHANNELS,
+    LOWEST_DY,
+    LOWEST_X,
+    finisher,
+    gather,
+    outer_products,
+    outer_storer,
+    promoter,
+    splitter,
+    zeros,
+)
+
+THREADS, MULTIPLIERS, LOADERS = 512, 384, 128
+WARPGROUPS, FILTERS, WIDTH, SLOTS = 3, 64, 32, 96
+"""Of multipliers; filters of a tile; channels of a warpgroup; slots of a stage."""
+SEGMENTS, LINE, REDUCERS = 8, 32, 256
+"""In `reduce`, a block of 256 threads adds the shares of 32 entries, each in 8 parts first."""
+
+
+class Geometry(NamedTuple):
+    """One weight gradient in numbers, all int32; strides in elements."""
+
+    images: int
+    channels: int  # of a group
+    filters: int  # of a group
+    groups: int
+    height: int
+    width: int
+    p: int
+    q: int
+    x_n: int
+    x_c: int
+    x_h: int
+    x_w: int
+    y_n: int
+    y_k: int
+    y_h: int
+    y_w: int
+    stride_h: int
+    stride_w: int
+    top: int
+    left: int
+    dilation_h: int
+    dilation_w: int
+    rows: int
+    rows_multiplier: int
+    rows_shift: int
+    pitch: int
+    pitch_multiplier: int
+    pitch_shift: int
+    slots: int  # of x in a stage
+    tap_step: int
+    warpgroup_step: int  # rows of the filter as warpgroups: slots from one to the next; else 0
+    filter_blocks: int
+    channel_blocks: int
+    row_blocks: int  # rows of the filter, or threes of them
+    column_phases: int
+    column_blocks: int
+    row: int  # taps in a row of the filter
+    column: int  # rows of the filter
+    chunks: int  # stages of all slots
+    shares: int
+    stages: int
+
+
+GEOMETRY = types.NamedUniTuple(types.int32, len(Geometry._fields), Geometry)
+ARGUMENTS = types.void(types.int64, types.int64, types.int64, types.int64, GEOMETRY)
+"""x, dy, shares, flags, geometry."""
+REDUCE = types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, GEOMETRY)
+"""shares, dweight and its strides."""
+
+
+@cuda.jit(device=True)
+def part_of(tile, g):
+    """A tile's group, block of filters, block of channels, block of rows, phase of columns and block of columns."""
+    rest, column_block = divmod(tile, g.column_blocks)
+    rest, phase = divmod(rest, g.column_phases)
+    rest, row_block = divmod(rest, g.row_blocks)
+    rest, channel_block = divmod(rest, g.channel_blocks)
+    group, filter_block = divmod(rest, g.filter_blocks)
+    return group, filter_block, channel_block, row_block, phase, column_block
+
+
+@functools.cache
+def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
+    """The kernel for tiles of `taps` taps in a row of the filter."""
+    arithmetic = ARITHMETIC[precision]
+    parts, columns = arithmetic.parts, taps * WIDTH  # As one wgmma of so many columns, for the registers' sake.
+    channels = WIDTH if rows_as_warpgroups else WIDTH * WARPGROUPS
+    halves, y_halves = channels // CHANNELS, FILTERS // CHANNELS
+    # dy is often small: its range reaches further down, the product's is that of a convolution.
+    lowest_x, lowest_y = (LOWEST_X, LOWEST_DY) if arithmetic.lowest else (0.0, 0.0)
+    split_x, split_y = splitter(arithmetic, lowest_x), splitter(arithmetic, lowest_y)
+    zero, promote, finish = zeros(columns), promoter(columns), finisher(columns)
+    multiply, store = outer_products(arithmetic, taps, SLOTS), outer_storer(taps, WIDTH)
+    fewer, more = ptx.registers(80, more=False), ptx.registers(144, more=True)
+    y_bytes = parts * FILTERS * SLOTS * 2
+
+    @cuda.jit(device=True)
+    def place(slot, g):
+        row = divided(slot, g.pitch_multiplier, g.pitch_shift)
+        n = divided(row, g.rows_multiplier, g.rows_shift)
+        return n, types.int32(row - n * g.rows), types.int32(slot - row * g.pitch)
+
+    @cuda.jit(device=True)
+    def load_x(x, slot, group, channel, a, b, g):
+        n, row, column = place(slot, g)
+        h, w = row * g.stride_h + a - g.top, column * g.stride_w + b - g.left
+        inside = n < g.images and h >= 0 and h < g.height and w >= 0 and w < g.width
+        offset = n * g.x_n + (group * g.channels + channel) * g.x_c + h * g.x_h + w * g.x_w
+        return gather(x + offset * 4, g.x_c * 4, g.channels - channel if inside else 0)
+
+    @cuda.jit(device=True)
+    def load_y(dy, slot, group, filter_, g):
+        n, p, q = place(slot, g)
+        inside = n < g.images and p < g.p and q < g.q
+        offset = n * g.y_n + (group * g.filters + filter_) * g.y_k + p * g.y_h + q * g.y_w
+        return gather(dy + offset * 4, g.y_k * 4, g.filters - filter_ if inside else 0)
+
+    @cuda.jit(device=True)
+    def load_stages(x, dy, flags, shared, x_bytes, first, last, tile, g):
+        """The loaders' part: the tile's slots of dy, and those of x that they meet."""
+        thread = types.int32(cuda.threadIdx.x - MULTIPLIERS)
+        group, filter_block, channel_block, row_block, phase, column_block = part_of(tile, g)
+        a = row_block * g.dilation_h * (0 if rows_as_warpgroups else 1)
+        b = phase * g.dilation_w
+        shift = types.int32(column_block * taps * g.tap_step)
+        x_items, y_items = halves * g.slots, y_halves * SLOTS
+        stage, parity, flag = types.int32(0), types.int32(1), types.int32(0)
+        for chunk in range(first, last):
+            slot = types.int32(chunk * SLOTS)
+            full, x_stage = shared + stage * 8, shared + HEADER + stage * (x_bytes + y_bytes)
+            y_stage = x_stage + x_bytes
+            is_free = False
+            for item in range(thread, x_items, LOADERS):
+                half = item // g.slots
+                at = item - half * g.slots
+                channel = channel_block * channels + half * CHANNELS
+                values = load_x(x, types.int32(slot + at + shift), group, channel, a, b, g)
+                if not is_free:
+                    ptx.barrier_wait(full + 64, parity)
+                    is_free = True
+                flag |= split_x(values, x_stage + (half * 2 * g.slots + at) * 16, channels * g.slots * 2, g.slots * 16)
+            for item in range(thread, y_items, LOADERS):
+                half, at = item // SLOTS, item % SLOTS
+                values = load_y(dy, types.int32(slot + at), group, filter_block * FILTERS + half * CHANNELS, g)
+                flag |= split_y(values, y_stage + (half * 2 * SLOTS + at) * 16, FILTERS * SLOTS * 2, SLOTS * 16)
+            ptx.publish_shared()
+            cuda.syncwarp()
+            if thread & 31 == 0:
+                ptx.barrier_arrive(full)
+            stage += types.int32(1)
+            if stage == g.stages:
+                stage, parity = types.int32(0), types.int32(parity ^ 1)
+        if flag != 0:
+            ptx.store_global_word(flags + types.int64(tile) * 4, 1)
+
+    @cuda.jit(device=True)
+    def multiply_stages(shares, shared, x_bytes, first, last, warpgroup, g):
+        """The multipliers' part: a stage's products, promoted; the sums go to this block's share."""
+        x_area = shared + HEADER
+        if rows_as_warpgroups:
+            x_area += warpgroup * g.warpgroup_step * 16
+        else:
+            x_area += warpgroup * (WIDTH // 8) * g.slots * 16
+        stage, parity = types.int32(0), types.int32(0)
+        sums, part = zero(), zero()
+        for _ in range(first, last):
+            ptx.barrier_wait(shared + stage * 8, parity)
+            x_stage = x_area + stage * (x_bytes + y_bytes)
+            y_stage = shared + HEADER + stage * (x_bytes + y_bytes) + x_bytes
+            # Eight slots, 128 bytes, lie together; the stride to the next eight channels is a whole stage's slots.
+            a, b = (y_stage >> 4) | 8 << 16, (x_stage >> 4) | 8 << 16
+            part = finish(multiply(part, a, b, channels // 8 * g.slots, g.slots, g.tap_step))
+            if cuda.threadIdx.x & 31 == 0:
+                ptx.barrier_arrive(shared + 64 + stage * 8)
+            sums = promote(sums, part, 0)
+            stage += types.int32(1)
+            if stage == g.stages:
+                stage, parity = types.int32(0), types.int32(parity ^ 1)
+        lane, warp = cuda.threadIdx.x & 31, (cuda.threadIdx.x >> 5) & 3
+        line = (types.int64(cuda.blockIdx.x) * WARPGROUPS + warpgroup) * taps * FILTERS + warp * 16 + (lane >> 2)
+        corner = line * WIDTH + 2 * (lane & 3)
+        store(sums, shares + corner * 4)
+
+    def kernel(x, dy, shares, flags, g):
+        shared = ptx.dynamic_shared()
+        x_bytes = types.int32(channels * parts * 2 * g.slots)
+        if cuda.threadIdx.x == 0:
+            for stage in range(g.stages):
+                ptx.barrier_init(shared + stage * 8, LOADERS // 32)
+                ptx.barrier_init(shared + 64 + stage * 8, MULTIPLIERS // 32)
+            ptx.barrier_publish()
+        cuda.syncthreads()
+        tiles = cuda.gridDim.x // g.shares
+        share, tile = cuda.blockIdx.x // tiles, cuda.blockIdx.x % tiles
+        first = types.int32(types.int64(g.chunks) * share // g.shares)
+        last = types.int32(types.int64(g.chunks) * (share + 1) // g.shares)
+        warpgroup = types.int32(cuda.shfl_sync(0xFFFFFFFF, cuda.threadIdx.x >> 7, 0))
+        if warpgroup == WARPGROUPS:
+            fewer()
+            load_stages(x, dy, flags, shared, x_bytes, first, last, tile, g)
+        else:
+            more()
+            multiply_stages(shares, shared, x_bytes, first, last, warpgroup, g)
+
+    return kernel
+
+
+@functools.cache
+def reduce_of(taps: int, rows_as_warpgroups: bool) -> Any:
+    """Adds the shares of each weight: every eighth in a thread, in rising order, then the eight."""
+
+    def kernel(shares, dweight, w_k, w_c, w_r, w_s, g):
+        partial = cuda.shared.array(REDUCERS, types.float32)
+        thread = cuda.threadIdx.x
+        # The innermost axis of a share is a warpgroup's 32 channels: a line of a block.
+        tiles = g.groups * g.filter_blocks * g.channel_blocks * g.row_blocks * g.column_phases * g.column_blocks
+        lines = tiles * WARPGROUPS * taps * FILTERS
+        line, segment = cuda.blockIdx.x, thread // LINE
+        total = types.float32(0)
+        at = shares + (types.int64(line) * LINE + thread % LINE) * 4
+        for share in range(segment, g.shares, SEGMENTS):
+            total += ptx.load_global(at + types.int64(share) * lines * LINE * 4)
+        partial[thread] = total
+        cuda.syncthreads()
+        if thread >= LINE:
+            return
+        total = types.float32(0)
+        for i in range(SEGMENTS):
+            total += partial[thread + i * LINE]
+        rest, k = divmod(line, FILTERS)
+        rest, t = divmod(rest, taps)
+        tile, warpgroup = divmod(rest, WARPGROUPS)
+        group, filter_block, channel_block, row_block, phase, column_block = part_of(tile, g)
+        k += filter_block * FILTERS
+        if rows_as_warpgroups:
+            r, c = row_block * WARPGROUPS + warpgroup, channel_block * WIDTH + thread
+        else:
+            r, c = row_block, (channel_block * WARPGROUPS + warpgroup) * WIDTH + thread
+        s = phase + (column_block * taps + t) * g.column_phases
+        if k < g.filters and c < g.channels and r < g.column and s < g.row:
+            at = types.int64(group * g.filters + k) * w_k + c * w_c + r * w_r + s * w_s
+            ptx.store_global(dweight + at * 4, total)
+
+    return kernel
