@@ -21,7 +21,7 @@ from kernelproof.kernels.cpu import planner
 from kernelproof.kernels.cpu.launch import threads
 from kernelproof.kernels.cpu.micro_kernels import PIXELS, VECTORS
 from kernelproof.kernels.cpu.vectors import LANES
-from kernelproof.kernels.cpu.workspace import workspace_limit as at_most
+from kernelproof.kernels import workspace_limit as at_most
 from kernelproof.proofs import Problem
 from kernelproof.proofs.algorithms import planned
 from kernelproof.proofs.at_scale import worst_error

@@ -11,6 +11,7 @@ from kernelproof import spec
 
 from .contract import KERNELS, implements
 from .dispatch import Backend, backend, on_kernels
+from .limits import workspace_limit
 
 conv2d = on_kernels(spec.conv2d)
 conv2d_dx = on_kernels(spec.conv2d_dx)
@@ -52,4 +53,5 @@ __all__ = [
     "relu",
     "relu_dx",
     "sgd",
+    "workspace_limit",
 ]

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from kernelproof.kernels.contract import Precision
+from kernelproof.kernels.limits import workspace as limit
 from kernelproof.spec import Window
 from kernelproof.spec.errors import UnsupportedError
 
 from . import direct, direct_gradient, shifted_rows, sweep, winograd
 from .launch import threads
 from .vectors import LANES
-from .workspace import limit
 
 
 @dataclass(frozen=True)

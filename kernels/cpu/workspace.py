@@ -5,11 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kernelproof.spec.errors import ParameterError
+from kernelproof.kernels.limits import workspace
 
 _LINE = 64
 _pool: list[np.ndarray] = []
-_limit: int | None = None
 
 
 @contextlib.contextmanager
@@ -27,28 +26,11 @@ def borrowed(floats: int) -> Iterator[np.ndarray]:
     try:
         yield piece
     finally:
-        _pool.append(piece)
+        most = workspace()
+        if most is None or piece.nbytes <= most:
+            _pool.append(piece)
 
 
 def in_lines(floats: int) -> int:
     """In whole cache lines, and one more: pieces a power of two apart would share the same few lines of the cache."""
     return -(-floats // 16) * 16 + 16
-
-
-def limit() -> int | None:
-    """The bytes that a kernel's workspace may take; None if the user set no limit."""
-    return _limit
-
-
-@contextlib.contextmanager
-def workspace_limit(size: int | None) -> Iterator[None]:
-    """In this block the planner takes algorithms whose workspace is at most `size` bytes; raises ParameterError."""
-    global _limit
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
-        raise ParameterError("workspace_limit", f"{size!r}", "bytes, a whole number from 0, or None", "Pass one.")
-    before, _limit = _limit, size
-    _pool.clear()
-    try:
-        yield
-    finally:
-        _limit = before
