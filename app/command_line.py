@@ -161,7 +161,6 @@ def verify(
     certificate
         Write the proof as a certificate to this file, for kernelproof check-certificate.
     """
-    from kernelproof.kernels.gpu import gpu
     from kernelproof.proofs import verify as hold_to_laws
     from kernelproof.proofs.cases import load_all
     from kernelproof.proofs.subject import subject_of
@@ -175,11 +174,6 @@ def verify(
     to_stdout = json is not None and str(json) == "-"
     console = errors if to_stdout else screen
     own = kernel is None and backend in get_args(BackendName)
-    if own and backend == "cuda" and not gpu()[0]:
-        errors.print(
-            f"verify: no GPU for the CUDA kernels ({gpu()[1]}); NUMBA_ENABLE_CUDASIM=1 runs them in a simulator"
-        )
-        return NOTHING_CHECKED
     subject = subject_of(
         backend if kernel is None else imported(kernel, "verify", "kernel"),
         op,
@@ -193,7 +187,7 @@ def verify(
     known = load_all(cases)
     with (
         working(workers, executor, scheduler, kernel) as workforce,
-        watched(console, subject, level, shard) as progress,
+        watched(console, subject, level, shard, lines=not subject.unavailable) as progress,
     ):
         report = hold_to_laws(
             subject, level=level or None, examples=examples, seed=seed, progress=progress,

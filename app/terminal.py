@@ -61,7 +61,7 @@ def line(result: Result) -> str:
     elif result.verdict == "vacuous":
         figure = f", {result.vacuous} that prove nothing"
     elif result.verdict == "unsupported":
-        figure = f", {result.unsupported} declined: {escape(result.declined)}"
+        figure = f", {result.unsupported} declined"
     colour = COLOURS[result.verdict]
     return (
         f"[{colour}]{result.verdict:>11}[/]  {result.level} {result.operator:<22} {result.law.replace('_', ' ')} "

@@ -145,7 +145,10 @@ def hold(
             warnings.simplefilter("ignore", RuntimeWarning)
             # Other threads of a Dask worker use `random` meanwhile, which hypothesis takes for ours.
             warnings.simplefilter("ignore", hypothesis.errors.HypothesisDeprecationWarning)
-            if not law.needs(subject.kernel(operator)):
+            if subject.unavailable:
+                run.decline(subject.unavailable, examples)
+                known, examples = (), 0
+            elif not law.needs(subject.kernel(operator)):
                 run.decline("what the law needs of it is not declared", examples)
                 examples = 0
             for problem in known:

@@ -99,8 +99,14 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """refuted if any law is; else proven if any was held and none was vacuous; else unsupported or vacuous."""
+        """refuted if any law is; else proven if any was held and none was vacuous; else unsupported or vacuous.
+
+        A kernel that declined every problem is unsupported, even if the sizes are proven and it refuses bad input.
+        """
         verdicts = Counter(result.verdict for result in self.results)
+        answers = {result.verdict for result in self.results if result.level not in ("L0", "L9")}
+        if answers == {"unsupported"} and not verdicts["refuted"]:
+            return "unsupported"
         for verdict in ("refuted", "vacuous", "proven"):
             if verdicts[verdict]:
                 return verdict

@@ -14,6 +14,7 @@ import numpy as np
 
 from kernelproof import kernels
 from kernelproof.kernels.contract import DTYPES
+from kernelproof.kernels.gpu import gpu
 from kernelproof.kernels.source import kernels_hash, source_hash
 from kernelproof.spec import OPERATORS, OPS, ParameterError, UnsupportedError, find
 
@@ -30,7 +31,7 @@ class Subject:
     `supports` says which problems it was written for: the others are unsupported, which is no pass. `op` and `limits`
     are what was asked for and declared, as text; `source` names the state of the kernel's source. `threads` is called
     with a number of threads to use, and may return a context manager; `threads_name` is what its author calls it by.
-    `reentrant`: several threads may call at once;
+    `reentrant`: several threads may call at once; `unavailable`: why it cannot run here at all;
     `checked`: its calls go through the operators' doors, so that what is wrong with them is refused.
     """
 
@@ -47,6 +48,7 @@ class Subject:
     reentrant: bool = True
     checked: bool = False
     threads_name: str | None = None
+    unavailable: str = ""
 
     def kernel(self, operator: str) -> Declared:
         """The function for an operator, with what laws have to know of the declaration."""
@@ -132,7 +134,15 @@ def subject_of(
         reentrant=inspect.isclass(kernel) or not hasattr(kernel, "backward"),
         checked=isinstance(kernel, kernels.Backend),
         threads_name=threads_name,
+        unavailable=_unavailable(kernel),
     )  # fmt: skip
+
+
+def _unavailable(kernel: Any) -> str:
+    if not isinstance(kernel, kernels.Backend) or kernel.name != "cuda":
+        return ""
+    there_is, what = gpu()
+    return "" if there_is else f"no GPU for the CUDA kernels ({what}); NUMBA_ENABLE_CUDASIM=1 runs them in a simulator"
 
 
 def _named(function: str) -> Callable[[int], object]:

@@ -51,7 +51,7 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments: list[str], t
 @pytest.mark.skipif(gpu()[0], reason="there is a GPU")
 def test_without_a_gpu_nothing_is_checked_and_it_says_why() -> None:
     result = run("verify", "--backend", "cuda", "--op", "relu")
-    assert (result.returncode, "no GPU" in result.stderr) == (3, True)
+    assert (result.returncode, "no GPU" in result.stdout) == (3, True)
 
 
 def test_standard_output_is_json_whatever_the_kernel_prints(tmp_path: Path) -> None:

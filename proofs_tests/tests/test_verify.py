@@ -36,6 +36,10 @@ def test_unsupported_is_no_pass() -> None:
 
     report = verify(nothing, "relu")
     assert (report.verdict, report.exit_status) == ("unsupported", 3)
+    # It refuses bad input too, which alone is no proof.
+    report = verify(nothing, "relu", level=("L1", "L9"), examples=5)
+    assert {result.verdict for result in report.results} == {"unsupported", "proven"}
+    assert report.verdict == "unsupported"
 
 
 def test_a_kernel_may_leave_cases_out_and_is_judged_on_the_others() -> None:
