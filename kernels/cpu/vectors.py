@@ -30,6 +30,11 @@ def _lanes() -> int:
 LANES = _lanes()
 
 
+def processor() -> str:
+    """The processor that numba compiles for, by LLVM's name."""
+    return cpu_target.target_context.codegen()._get_host_cpu_name()
+
+
 class Words:
     """Writes vector instructions into one function. Addresses and counts are 64-bit integers; offsets are in bytes."""
 
