@@ -12,6 +12,7 @@ from kernelproof import spec
 from .contract import KERNELS, implements
 from .dispatch import Backend, backend, on_kernels
 from .limits import workspace_limit
+from .tuning import tuned
 
 conv2d = on_kernels(spec.conv2d)
 conv2d_dx = on_kernels(spec.conv2d_dx)
@@ -53,5 +54,6 @@ __all__ = [
     "relu",
     "relu_dx",
     "sgd",
+    "tuned",
     "workspace_limit",
 ]

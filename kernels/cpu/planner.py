@@ -7,18 +7,21 @@ workspace fits. `kernelproof plan` prints the whole decision.
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kernelproof.kernels.contract import Precision
+from kernelproof.kernels.jit_cache import sources_hash
 from kernelproof.kernels.limits import workspace as limit
+from kernelproof.kernels.tuning import fastest, plans
 from kernelproof.spec import Window
 from kernelproof.spec.errors import UnsupportedError
 
 from . import direct, direct_gradient, shifted_rows, sweep, winograd
 from .launch import threads
-from .vectors import LANES
+from .vectors import LANES, processor
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,9 @@ class Algorithm:
             return f"needs {self.workspace(problem)} bytes of workspace, {bound} are allowed"
         return None
 
+
+_SOURCES = sources_hash()
+"""Of the kernels as they were loaded."""
 
 FLOAT32 = Condition("float32", lambda problem: problem.dtype == "float32")
 
@@ -210,12 +216,14 @@ class Decision:
 
 
 def decide(problem: Problem, precision: Precision) -> Decision:
-    """The decision for a problem; raises UnsupportedError if a workspace limit leaves no algorithm."""
-    return _decide(problem, precision, threads(), limit())
+    """The decision for a problem, estimated or in `tuned` measured; raises UnsupportedError if a workspace limit
+    leaves no algorithm.
+    """
+    return _decide(problem, precision, threads(), limit(), plans())
 
 
 @functools.lru_cache(maxsize=1024)
-def _decide(problem: Problem, precision: Precision, threads: int, limit: int | None) -> Decision:
+def _decide(problem: Problem, precision: Precision, threads: int, limit: int | None, plans: Path | None) -> Decision:
     rows = [each for each in ALGORITHMS if each.operator == problem.operator]
     refused = {each.name: why for each in rows if (why := each.refusal(problem, precision)) is not None}
     costs = {each.name: each.cost(problem) for each in rows if each.name not in refused}
@@ -224,5 +232,22 @@ def _decide(problem: Problem, precision: Precision, threads: int, limit: int | N
             problem.operator, f"workspace_limit({limit})",
             f"{min(each.workspace(problem) for each in rows)} bytes for the smallest algorithm", "Raise the limit.",
         )  # fmt: skip
-    taken = min((each for each in rows if each.name in costs), key=lambda each: costs[each.name])
-    return Decision(taken, costs, refused)
+    may_be_taken = {each.name: each for each in rows if each.name in costs}
+    if plans:
+        state = problem, precision, threads, limit, processor(), _SOURCES
+        name = fastest(plans, repr(state), {name: _call(each, problem) for name, each in may_be_taken.items()})
+    else:
+        name = min(costs, key=lambda name: costs[name])
+    return Decision(may_be_taken[name], costs, refused)
+
+
+def _call(algorithm: Algorithm, problem: Problem) -> Callable[[], object]:
+    """A call of the algorithm on random arrays of the problem's shapes."""
+    n, k, window = problem.x_shape[0], problem.weight_shape[0], problem.window
+    shapes = problem.x_shape, problem.weight_shape, (n, k, window.p(problem.x_shape), window.q(problem.x_shape))
+    generator = np.random.default_rng(0)
+    x, weight, dy = (generator.standard_normal(shape).astype(problem.dtype) for shape in shapes)
+    arguments = {
+        "conv2d": (x, weight, None), "conv2d_dx": (dy, weight, x.shape), "conv2d_dweight": (dy, x, weight.shape),
+    }[problem.operator]  # fmt: skip
+    return lambda: algorithm.run(*arguments, window, problem.groups)
