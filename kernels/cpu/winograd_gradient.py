@@ -23,7 +23,7 @@ from . import direct_gradient
 from .launch import launch, parallel, ready, serial, threads
 from .micro_kernels import PIXELS, copy_row, from_lanes, multiply, to_lanes
 from .vectors import LANES, call, take
-from .winograd_tiles import Tiles, block_of, lanes_in, rows_of_tiles, tiles_of, transform
+from .winograd_tiles import Tiles, block_of, lanes_in, rows_of_tiles, tiles_of, transform_strip
 from .winograd_transforms import gradient_to_points, input_to_points, points_to_weight
 from .workspace import borrowed, in_lines
 
@@ -184,23 +184,16 @@ def _to_points(workers, counter, begin, count, x, dy, memory, shared, scratch, o
             group, first = task // 2 // strips, task // 2 % strips * of_x.strip
             here = min(of_x.strip, count - first)
             if task % 2:
-                _strip_to_points(
-                    x.ctypes.data, memory.ctypes.data + 4 * shared[0], copy, group, begin, first, here, of_x, routines,
-                    routines[2],
+                transform_strip(
+                    x.ctypes.data, memory.ctypes.data + 4 * shared[0], copy, group, begin, first, here, of_x,
+                    routines[0], routines[1], routines[2],
                 )  # fmt: skip
             else:
-                _strip_to_points(
+                transform_strip(
                     dy.ctypes.data, memory.ctypes.data + 4 * (shared[0] + shared[1]), copy, group, begin, first, here,
-                    of_dy, routines, routines[3],
+                    of_dy, routines[0], routines[1], routines[3],
                 )  # fmt: skip
             task = take(counter)
-
-
-@serial
-def _strip_to_points(x, points, copy, group, begin, first, count, its, routines, to_points):
-    x += 4 * group * its.channels * its.height * its.width
-    points += 4 * (group * (its.size + TAPS - 1) ** 2 * its.point + first * its.across * its.block)
-    transform(x, begin + first, count, points, copy, its, routines, to_points)
 
 
 @parallel

@@ -80,7 +80,7 @@ def tiles_of(
 
 
 @serial
-def transform(x, first, count, points, copy, its, routines, to_points):
+def transform(x, first, count, points, copy, its, zero, turn, to_points):
     """`points[point][block][tile][channel]` of `count` units from `first` on, at addresses x, points and copy."""
     size, pitch, of_channel = 4 * LANES, its.across * its.size + its.halo, 4 * its.height * its.width
     unit = 0
@@ -90,7 +90,7 @@ def transform(x, first, count, points, copy, its, routines, to_points):
         strip = min(its.strip, count - unit, its.down - row)
         source = x + image * its.groups * its.channels * of_channel
         for c in range(0, -(-its.channels // its.block) * its.block, LANES):
-            _copy_strip(source + c * of_channel, copy, segment, row, strip, its.channels - c, its, routines)
+            _copy_strip(source + c * of_channel, copy, segment, row, strip, its.channels - c, its, zero, turn)
             for each in range(strip):
                 tile = (c // its.block * its.capacity + (unit + each) * its.across) * its.block + c % its.block
                 call(to_points, (
@@ -101,7 +101,15 @@ def transform(x, first, count, points, copy, its, routines, to_points):
 
 
 @serial
-def _copy_strip(x, copy, segment, row, strip, channels, its, routines):
+def transform_strip(x, points, copy, group, begin, first, count, its, zero, turn, to_points):
+    """`points[group][point][block][tile][channel]` of `count` units, the first of them the `first` after `begin`."""
+    x += 4 * group * its.channels * its.height * its.width
+    points += 4 * (group * (its.size + TAPS - 1) ** 2 * its.point + first * its.across * its.block)
+    transform(x, begin + first, count, points, copy, its, zero, turn, to_points)
+
+
+@serial
+def _copy_strip(x, copy, segment, row, strip, channels, its, zero, turn):
     """`copy[row][column][channel]` of a vector of channels, zero where it is outside x."""
     pitch, size = its.across * its.size + its.halo, 4 * LANES
     w = segment * its.across * its.size - its.left
@@ -110,12 +118,12 @@ def _copy_strip(x, copy, segment, row, strip, channels, its, routines):
     for i in range(strip * its.size + its.halo):
         h = row * its.size - its.top + i
         if h < 0 or h >= its.height or channels <= 0:
-            call(routines[0], (x, 0, copy, pitch * LANES, 0))
+            call(zero, (x, 0, copy, pitch * LANES, 0))
         else:
-            call(routines[0], (x, 0, copy, before * LANES, 0))
-            call(routines[1], (
+            call(zero, (x, 0, copy, before * LANES, 0))
+            call(turn, (
                 x + 4 * (h * its.width + max(w, 0)), 4 * its.height * its.width, min(LANES, channels), inside,
                 copy + before * size, size,
             ))  # fmt: skip
-            call(routines[0], (x, 0, copy + (before + inside) * size, (pitch - before - inside) * LANES, 0))
+            call(zero, (x, 0, copy + (before + inside) * size, (pitch - before - inside) * LANES, 0))
         copy += pitch * size

@@ -17,6 +17,7 @@ SIZES = pytest.mark.parametrize("size", POINTS)
 GEOMETRIES = pytest.mark.parametrize(("n", "channels", "filters", "height", "width", "padding", "groups"), [
     (2, 15, 17, 13, 14, 1, 1), (1, 16, 16, 14, 15, 0, 1), (1, 17, 15, 15, 13, 2, 1), (3, 33, 65, 1, 5, 1, 1),
     (1, 1, 1, 3, 3, 0, 1), (2, 6, 40, 7, 9, ((0, 2), (1, 0)), 2), (1, 3, 5, 5, 700, 1, 1), (0, 4, 4, 8, 8, 1, 1),
+    (2, 300, 310, 5, 6, 1, 1), (5, 192, 384, 13, 12, 1, 1),
 ])  # fmt: skip
 
 

@@ -1,0 +1,116 @@
+"""Between points and pixels in Winograd convolution: weights to points, products of matrices, points to rows of y."""
+
+from typing import NamedTuple
+
+from kernelproof.kernels.winograd_matrices import TAPS
+
+from .launch import serial
+from .micro_kernels import VECTORS
+from .vectors import LANES, call
+
+
+class Routines(NamedTuple):
+    """Addresses of the micro-kernels; those of a panel that is not full end in `_last`."""
+
+    zero: int
+    turn: int
+    to_points: int
+    weight_to_points: int
+    multiply: int
+    multiply_last: int
+    add: int
+    add_last: int
+    from_points: int
+    turn_back: int
+
+
+class Products(NamedTuple):
+    """For each point tiles x channels by channels x filters, `chunk` channels and `pixels` tiles at a time.
+
+    Filters are those of a group, in `panels`; `rows` and `columns` those of y. In floats, a point of a chunk's weights
+    takes `weights`, a point of a panel's products `products`.
+    """
+
+    filters: int
+    rows: int
+    columns: int
+    panels: int
+    pixels: int
+    chunk: int
+    weights: int
+    products: int
+
+
+@serial
+def vectors_of(panel, its):
+    """Vectors of filters in a panel."""
+    return min(VECTORS, -(-its.filters // LANES) - panel * VECTORS)
+
+
+@serial
+def transform_weights(weight, turned, group, panel, vector, first, count, u, copy, of_x, its, routines):
+    """`u[point][channel][filter]` of a vector of a panel's filters and `count` channels from `first` on.
+
+    Weights are `[filter][channel][3][3]`, or `[channel][filter]` and turned around. Channels there are not are zero.
+    """
+    size, taps, vectors = 4 * LANES, TAPS * TAPS, vectors_of(panel, its)
+    k = (panel * VECTORS + vector) * LANES
+    filters, here = min(LANES, its.filters - k), min(count, of_x.channels - first)
+    if turned:
+        for c in range(here):
+            source = weight + 4 * taps * ((group * of_x.channels + first + c) * its.filters + k)
+            call(routines.turn, (source, 4 * taps, filters, taps, copy + c * taps * size, size))
+    else:
+        source = weight + 4 * taps * ((group * its.filters + k) * of_x.channels + first)
+        call(routines.turn, (source, 4 * taps * of_x.channels, filters, here * taps, copy, size))
+    call(routines.zero, (copy, 0, copy + here * taps * size, (count - here) * taps * LANES, 0))
+    begin, step = (copy + (taps - 1) * size, -size) if turned else (copy, size)
+    call(routines.weight_to_points, (
+        begin, TAPS * step, step, count, taps * size, u + vector * size, 4 * its.weights, vectors * size
+    ))  # fmt: skip
+
+
+@serial
+def multiply_panel(u, v, m, panel, tiles, channels, adding, zeros, offsets, of_x, its, routines):
+    """`m[point][tile][filter] (+)= sum_channel v[tile][channel] * u[channel][filter]`, a chain for each, in order."""
+    vectors, points = vectors_of(panel, its), (of_x.size + TAPS - 1) ** 2
+    if vectors == VECTORS:
+        routine = routines.add if adding else routines.multiply
+    else:
+        routine = routines.add_last if adding else routines.multiply_last
+    of_tile = 4 * LANES * vectors
+    for _ in range(points):
+        # The last tiles may be fewer: what comes of the others is not used.
+        for tile in range(0, tiles, its.pixels):
+            call(routine, (
+                v + 4 * tile * of_x.block, 4 * of_x.capacity * of_x.block, -(-channels // of_x.block), offsets,
+                of_x.block, u, of_x.block * of_tile, zeros, m + tile * of_tile, of_tile,
+            ))  # fmt: skip
+        u, v, m = u + 4 * its.weights, v + 4 * of_x.point, m + 4 * its.products
+
+
+@serial
+def transform_output(m, starts, y, panel, first, count, out, seen, of_x, its, routines):
+    """Rows of y of a panel's filters and `count` units from `first` on, at addresses m, starts, y, out and seen."""
+    size, vectors, last = 4 * LANES, vectors_of(panel, its), of_x.across - 1
+    of_image = 4 * its.rows * its.columns
+    for vector in range(vectors):
+        k = (panel * VECTORS + vector) * LANES
+        filters = min(LANES, its.filters - k)
+        for unit in range(count):
+            segment, row = (first + unit) // of_x.down, (first + unit) % of_x.down
+            image, segment = segment // of_x.segments, segment % of_x.segments
+            p, q = row * of_x.size, segment * of_x.across * of_x.size
+            rows, columns = min(of_x.size, its.rows - p), min(of_x.across * of_x.size, its.columns - q)
+            # From the last tile to the first: what a tile has too many falls on the next row, whose tile comes later.
+            call(routines.from_points, (
+                m + (unit * of_x.across + last) * vectors * size + vector * size, 4 * its.products, of_x.across,
+                -vectors * size, starts + 4 * k, out + last * of_x.size * size, columns * size, -of_x.size * size,
+                seen + unit * size,
+            ))  # fmt: skip
+            target = y + (image * of_x.groups * its.filters + k) * of_image + 4 * (p * its.columns + q)
+            pieces, length = (1, rows * columns) if columns == its.columns else (rows, columns)
+            for piece in range(pieces):
+                call(routines.turn_back, (
+                    out + piece * length * size, size, length, target + 4 * piece * its.columns, of_image, filters
+                ))  # fmt: skip
