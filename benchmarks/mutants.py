@@ -43,6 +43,10 @@ SPEC = "test_semantics.py", "test_doors.py", "test_second_formulation.py", "test
 VALUES = "whole or ties or significand or reals or special or layout or gaps"
 DISPATCH = ("test_verify.py", "test_certificates.py", "test_chain.py", "test_cpu_kernels.py"), ""
 
+KERNELS = "test_laws.py", "test_algorithms.py", "test_planner.py", "test_cpu_kernels.py"
+FAMILIES = {"linear": "linear", "pool": "pool", "relu": "relu", "training": "cross_entropy or sgd"}
+"""What the CPU kernels' modules compute; the others are the convolution's."""
+
 TESTS: Mapping[str, tuple[Sequence[str], str]] = {
     "spec/relu.py": (SPEC, "relu and not cpu"),
     "spec/linear.py": (SPEC, "(linear or flatten) and not cpu"),
@@ -55,7 +59,16 @@ TESTS: Mapping[str, tuple[Sequence[str], str]] = {
     "proofs_tests/proofs/bounds.py": (("test_rounding_bounds.py",), ""),
     "kernels/contract.py": DISPATCH,
     "kernels/dispatch.py": DISPATCH,
-}
+    # Compiled anew for each: a minute or more.
+    **{
+        f"kernels/cpu/{path.name}": (
+            KERNELS,
+            next((f"({tests}) and not specification" for family, tests in FAMILIES.items() if family in path.stem),
+                 "(conv2d or algorithm or plan) and not specification"),
+        )
+        for path in sorted((ROOT / "kernels" / "cpu").glob("*.py"))
+    },
+}  # fmt: skip
 """The modules whose mutants are tried, and for each the tests, with a choice among them as pytest's -k."""
 
 ENOUGH = 0.98
@@ -64,7 +77,7 @@ ENOUGH = 0.98
 PAGE_HEAD = """# Generic mutants
 
 Written by `python benchmarks/mutants.py` (`make mutants`), with cosmic-ray {cosmic_ray}. Faults planted anywhere in the
-specifications, the generators, the bounds and the kernels' contract, one at a time, each held to the module's own
+specifications, the generators, the bounds and the kernels, one at a time, each held to the module's own
 tests: operators and comparisons exchanged, numbers moved by one, conditions negated, loops and decorators dropped.
 Annotations are left out, the type checker has them. {tried:,} of {every:,} mutants were tried, drawn at random.
 
@@ -324,11 +337,13 @@ def page() -> tuple[str, bool]:
         alive = [fate for fate in tried if not fate.killer]
         equivalent = sum(why[fate.mutant] is not None for fate in alive)
         count = len(tried) - equivalent
+        if not tried:
+            continue
         share = (count - (len(alive) - equivalent)) / count if count else 1.0
         enough = enough and share >= ENOUGH
         rows.append(
             f"| `{module}` | {len(mutants(module))} | {len(tried)} | {len(tried) - len(alive)} | {equivalent} | "
-            f"{len(alive) - equivalent} | {f'{share:.1%}' if count else 'not tried'} |"
+            f"{len(alive) - equivalent} | {share:.1%} |"
         )
     unexplained = [
         f"- `{fate.mutant.module}:{fate.mutant.line}` `{fate.was}` became `{fate.now}`"
@@ -346,7 +361,10 @@ def page() -> tuple[str, bool]:
         "| module | mutants | tried | killed | equivalent | alive | killed of those that differ |",
         "|" + "---|" * 7,
     ]
-    parts = [head, "\n".join(table + rows), "## Alive", "\n".join(unexplained) or "None."]
+    untried = [f"`{module}`" for module in TESTS if not any(fate.mutant.module == module for fate in fates)]
+    parts = [head, "\n".join(table + rows)]
+    parts += [f"Not tried: {', '.join(untried)}."] if untried else []
+    parts += ["## Alive", "\n".join(unexplained) or "None."]
     parts += ["## Equivalent", "Mutants that do what the module does, and why:", "\n".join(reasons) or "None."]
     return "\n\n".join(parts) + "\n", enough
 
