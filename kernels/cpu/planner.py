@@ -19,7 +19,7 @@ from kernelproof.kernels.tuning import fastest, plans
 from kernelproof.spec import Window
 from kernelproof.spec.errors import UnsupportedError
 
-from . import direct, direct_gradient, shifted_rows, sweep, winograd
+from . import direct, direct_gradient, shifted_rows, sweep, winograd, winograd_gradient
 from .launch import threads
 from .vectors import LANES, processor
 
@@ -157,11 +157,24 @@ _WIDE = Condition(
     lambda problem: min(problem.weight_shape[1], problem.filters) >= 2**4,
 )
 
+
+def _tiling(tiling: Callable[..., winograd.Tiling], size: int) -> Callable[[Problem], int]:
+    return lambda problem: winograd.workspace(
+        tiling(problem.window, problem.x_shape, problem.weight_shape, problem.groups, size, threads())
+    )
+
+
+def _sums(size: int) -> Callable[[Problem], int]:
+    return lambda problem: (
+        winograd_gradient.planned(problem.window, problem.x_shape, problem.weight_shape, problem.groups, size).workspace
+    )
+
+
 _TRANSFORMED = 10
 """Multiply-adds in whose time an entry of a tile is transformed, with the walk through memory that it takes."""
 
 
-def _winograd(size: int, operator: str, run: Callable[..., Any], tiling: Callable[..., winograd.Tiling]) -> Algorithm:
+def _winograd(size: int, operator: str, run: Callable[..., Any], workspace: Callable[[Problem], int]) -> Algorithm:
     def cost(problem: Problem) -> float:
         """Products for each point of each tile, and entries transformed on the way in, out and of the weights."""
         n, c = problem.x_shape[:2]
@@ -173,11 +186,6 @@ def _winograd(size: int, operator: str, run: Callable[..., Any], tiling: Callabl
         tiles = n * -(-shape[0] // size) * -(-shape[1] // size)
         products = tiles * points * k * channels / problem.lanes_used / 0.9
         return products + _TRANSFORMED * points * (tiles * (c + k) + k * channels)
-
-    def workspace(problem: Problem) -> int:
-        return winograd.workspace(
-            tiling(problem.window, problem.x_shape, problem.weight_shape, problem.groups, size, threads())
-        )
 
     return Algorithm(
         f"winograd F({size}x{size}, 3x3)", operator, functools.partial(run, size=size), cost, workspace,
@@ -198,8 +206,9 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         rectified=functools.partial(direct.conv2d, relu=True),
         pooled=direct.pooled_conv2d,
     ),
-    *(_winograd(size, "conv2d", winograd.conv2d, winograd.forward) for size in (2, 4)),
-    *(_winograd(size, "conv2d_dx", winograd.conv2d_dx, winograd.backward) for size in (2, 4)),
+    *(_winograd(size, "conv2d", winograd.conv2d, _tiling(winograd.forward, size)) for size in (2, 4)),
+    *(_winograd(size, "conv2d_dx", winograd.conv2d_dx, _tiling(winograd.backward, size)) for size in (2, 4)),
+    *(_winograd(size, "conv2d_dweight", winograd_gradient.conv2d_dweight, _sums(size)) for size in (2, 4)),
     _direct("conv2d_dx", direct.conv2d_dx, _sweep(sweep.backward)),
     _direct("conv2d_dweight", direct_gradient.conv2d_dweight, _correlation),
 )
