@@ -4,11 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint certify mutants clean
+.PHONY: help demo test lint certify bench bench-full mutants clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/demo  ## Prove the kernels, train CNN2 on handwritten digits, export it, write a page about it
 	@$(BIN)/kernelproof demo kernelproof-demo
@@ -26,6 +26,12 @@ lint: $(VENV)/dev
 
 certify: $(VENV)/dev  ## Prove the CPU kernels anew and keep the certificate that is shipped with them
 	@$(BIN)/kernelproof verify --backend cpu --certificate kernels/certificates/cpu.json
+
+bench: $(VENV)/bench  ## Time the CPU kernels beside PyTorch, ONNX Runtime and JAX, write docs/cpu.md: minutes on a quiet machine
+	@$(BIN)/python benchmarks/cpu.py
+
+bench-full: $(VENV)/bench  ## The same with whole networks' convolutions and how times scale: about an hour
+	@$(BIN)/python benchmarks/cpu.py --full
 
 mutants: $(VENV)/mutants  ## Plant every generic fault in the specifications and generators: hours, resumed where it was left
 	@$(BIN)/python benchmarks/mutants.py
@@ -50,6 +56,11 @@ $(VENV)/dev: pyproject.toml | $(BIN)/python
 	@echo "== installing kernelproof with all that its tests need (about 500 MB)"
 	@$(BIN)/python -m pip install --progress-bar on --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/demo
+
+$(VENV)/bench: $(VENV)/dev
+	@echo "== installing PyTorch, built for CPUs, and JAX (about 1 GB)"
+	@$(BIN)/python -m pip install --progress-bar on --quiet --extra-index-url https://download.pytorch.org/whl/cpu --editable '.[bench]'
+	@touch $@
 
 $(VENV)/mutants: $(VENV)/dev
 	@$(BIN)/python -m pip install --quiet --editable '.[mutants]'
