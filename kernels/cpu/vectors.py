@@ -29,6 +29,9 @@ def _lanes() -> int:
 
 LANES = _lanes()
 
+REGISTERS = {16: 32, 8: 16, 4: 32}[LANES]
+"""Vector registers of the processor, by their lanes: AVX-512, AVX2, NEON."""
+
 
 def processor() -> str:
     """The processor that numba compiles for, by LLVM's name."""
@@ -76,6 +79,11 @@ class Words:
 
     def load_integer(self, address: Any) -> Any:
         return self.builder.load(self._pointer(address, INT), align=8)
+
+    def prefetch(self, address: Any) -> None:
+        """Start to bring the line at `address` near: it need not be memory."""
+        arguments = (self._pointer(address, FLOAT), *(ir.Constant(INT32, each) for each in (0, 2, 1)))
+        self.builder.call(self._declared("llvm.prefetch.p0", ir.VoidType(), arguments), arguments)
 
     def splat(self, address: Any) -> Any:
         """A vector whose lanes all hold the float at `address`."""
