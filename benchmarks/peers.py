@@ -6,6 +6,7 @@ such operator. Conversions, sessions and compilations are done before; the call 
 
 import functools
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, TypeAlias
@@ -216,6 +217,8 @@ PEERS: Mapping[str, Peer] = {
     "torch": torch_contiguous, "torch channels-last": torch_channels_last, "onnxruntime": onnx_runtime, "jax": jax,
     "numpy": numpy_im2col,
 }  # fmt: skip
+AS_STARTED = ("jax", "numpy")
+"""Packages whose number of threads is settled when they are loaded."""
 
 
 @functools.cache
@@ -228,7 +231,9 @@ def calls(problem: Problem, arrays: Arrays, threads: int, ours: np.ndarray) -> d
     """The call of every peer that is installed and has the operator; raises ValueError if one computes another."""
     made = {}
     for name, peer in PEERS.items():
-        if PACKAGES[name] not in installed() or (call := peer(problem, arrays, threads)) is None:
+        if PACKAGES[name] not in installed() or (PACKAGES[name] in AS_STARTED and str(threads) != os.environ["NPROC"]):
+            continue
+        if (call := peer(problem, arrays, threads)) is None:
             continue
         result = call()
         if result is not None and not same(ours, as_numpy(result)):
