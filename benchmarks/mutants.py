@@ -109,6 +109,8 @@ EQUIVALENT: Sequence[Equivalent] = (
         "spec/relu.py", "x.dtype == object", "x.dtype >= object",
         "numpy orders dtypes by what can be cast to what: none but object is at least object.",
     ),
+    Equivalent("spec/window.py", r"dilation\[axis\] == 1", r"dilation\[axis\] <= 1", "A dilation is 1 or more."),
+    Equivalent("spec/pool.py", "fill=-1", r"fill=- ?2", "A mark for padding, of which the sign alone is asked."),
 )  # fmt: skip
 """Found among those that lived; a pattern speaks of them alone, so none of those that are killed hides behind it."""
 

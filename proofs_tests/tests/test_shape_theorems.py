@@ -141,3 +141,7 @@ def test_every_branch_is_a_path():
     wrong = prove(Theorem("wrong", "", lambda a, b: max(a, b) == a)).counterexample
     assert wrong is not None
     assert wrong["b"] > wrong["a"]
+
+
+def test_a_window_moves_by_one_and_pads_nothing_unless_told():
+    assert Window((3, 2)) == Window((3, 2), (1, 1), ((0, 0), (0, 0)), (1, 1), False)
