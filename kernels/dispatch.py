@@ -96,6 +96,11 @@ class _Cuda(Backend):
         arrays = importlib.import_module("kernelproof.kernels.cuda.arrays")
         return arrays.on_device(operator, kernel, args, kwargs)
 
+    def blocks(self, steps: Sequence[Step]) -> tuple[Block, ...]:
+        """A chain's steps, with those that are performed at once together."""
+        importlib.import_module(_MODULES[self.name])
+        return importlib.import_module("kernelproof.kernels.cuda.fusion").blocks(steps)
+
 
 cpu, cuda = _Cpu("cpu"), _Cuda("cuda")
 

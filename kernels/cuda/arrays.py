@@ -6,6 +6,7 @@ If all arrays are numpy's, they are copied to the GPU and the results back.
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,9 @@ class DeviceArray:
     @property
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     @property
     def address(self) -> int:
@@ -129,6 +133,11 @@ class DeviceArray:
         return copied(self).copy_to_host()
 
 
+def taken(tensor: Any) -> DeviceArray:
+    """A caller's array as doors and kernels see it, at the place where it is now."""
+    return _take("kernelproof", tensor, _place(tensor))
+
+
 def at_least_1d(array: DeviceArray) -> DeviceArray:
     """The array, or a scalar as one entry."""
     return array if array.shape else array[None]
@@ -150,11 +159,15 @@ def numba_stream(handle: int) -> Any:
 def on_device(
     operator: Operator[...], kernel: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Call `kernel` through the operator's door with arrays on the GPU, results as the caller's kind of array.
+    """Call `kernel` through the operator's door as `run` calls functions."""
+    return run(operator.__name__, functools.partial(operator.perform, kernel), args, kwargs)
+
+
+def run(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call `function` with arrays on the GPU, results, if there are any, as the caller's kind of array.
 
     Raises UnsupportedError without a GPU or the simulator, for arrays on several GPUs, for tensors that require grad.
     """
-    name = operator.__name__
     if not cuda.is_available():
         raise UnsupportedError(
             name,
@@ -163,10 +176,14 @@ def on_device(
             "Install the driver and pip install 'numba-cuda[cu12]' or [cu13]; or set NUMBA_ENABLE_CUDASIM=1.",
         )
     arguments = [*args, *kwargs.values()]
+    if any(isinstance(each, DeviceArray) for each in arguments):
+        return function(*args, **kwargs)  # Within a larger call, which has taken its arrays already.
     on_gpu = [each for each in arguments if is_device_array(each)]
     with _at(name, on_gpu) as place:
         taken = [_take(name, each, place) for each in arguments]
-        result = operator.perform(kernel, *taken[: len(args)], **dict(zip(kwargs, taken[len(args) :], strict=True)))
+        result = function(*taken[: len(args)], **dict(zip(kwargs, taken[len(args) :], strict=True)))
+        if result is None:
+            return None
         results = result if isinstance(result, tuple) else (result,)
         given = tuple(each.owner if on_gpu else each.copy_to_host() for each in results)
     return given if isinstance(result, tuple) else given[0]

@@ -2,7 +2,7 @@
 
 Tensor cores want 16 channels and 64 filters; with one of each they would multiply zeros. Here a thread holds the inputs
 of one output pixel in registers and computes all filters of the group (few channels), or walks over the channels for
-one filter (few filters). Float32, one rounding a product and sum, taps in the order c, r, s, bias last. Any
+one filter (few filters). Accumulated in float32, taps c, r, s in four chains, every fourth in one, bias last. Any
 strides of x, weight and y, so input gradients are served as in fast_conv.py; any padding, stride, dilation.
 """
 
@@ -16,6 +16,7 @@ from numba.cuda import types
 from . import ptx
 from .implicit_gemm import divided
 from .ptx import F32, device_function, emit, unpacked
+from .tensor_core import CHANNELS, SIXTEEN, gather
 
 THREADS = 128
 MOST_TAPS = 160
@@ -112,24 +113,28 @@ def dot_of(count: int) -> Any:
     """`dot(start, inputs, address)`: start + sum of inputs times numbers in shared memory, read four at a time."""
 
     def generate(builder: Any, arguments: list[Any]) -> Any:
-        total, inputs = arguments[0], unpacked(builder, arguments[1], count)
+        totals, inputs = [arguments[0], *[ir.Constant(F32, 0.0)] * 3], unpacked(builder, arguments[1], count)
         for i in range(0, count, 4):
             text = f"ld.shared.v4.f32 {{$0, $1, $2, $3}}, [$4+{4 * i}];"
-            for weight, value in zip(emit(builder, text, "ffff", "r", [arguments[2]]), inputs[i : i + 4], strict=False):
-                total = builder.fma(value, weight, total)
-        return total
+            weights = emit(builder, text, "ffff", "r", [arguments[2]])
+            for j, value in enumerate(inputs[i : i + 4]):  # Four chains: each waits for its own last sum alone.
+                totals[j] = builder.fma(value, weights[j], totals[j])
+        return builder.fadd(builder.fadd(totals[0], totals[1]), builder.fadd(totals[2], totals[3]))
 
     return device_function(types.float32(types.float32, tuple_of(count), types.int32), generate)
 
 
-def scaled_add_of(count: int) -> Any:
-    """`add(sums, inputs, factor)`: sums + inputs * factor."""
+def outer_add_of(filters: int, taps: int) -> Any:
+    """`add(sums, inputs, factors)`: `sums[f][t] + inputs[t] * factors[f]`."""
+    count = filters * taps
 
     def generate(builder: Any, arguments: list[Any]) -> list[Any]:
-        sums, inputs = (unpacked(builder, each, count) for each in arguments[:2])
-        return [builder.fma(value, arguments[2], total) for total, value in zip(sums, inputs, strict=True)]
+        sums, inputs, factors = (
+            unpacked(builder, each, size) for each, size in zip(arguments, (count, taps, CHANNELS), strict=True)
+        )
+        return [builder.fma(inputs[i % taps], factors[i // taps], total) for i, total in enumerate(sums)]
 
-    return device_function(tuple_of(count)(tuple_of(count), tuple_of(count), types.float32), generate)
+    return device_function(tuple_of(count)(tuple_of(count), tuple_of(taps), SIXTEEN), generate)
 
 
 def warp_sums_of(count: int) -> Any:
@@ -145,14 +150,20 @@ def warp_sums_of(count: int) -> Any:
     return device_function(tuple_of(count)(tuple_of(count)), generate)
 
 
-def stored_of(count: int) -> Any:
-    """`store(sums, address)`: to device memory, side by side."""
-    text = "".join(f"st.global.f32 [${count}+{4 * i}], ${i};" for i in range(count))
+def stored_of(filters: int, taps: int) -> Any:
+    """`store(sums, address, step, count)`: the first `count` filters' sums to device memory, `step` bytes apart."""
+    total = filters * taps
+    text = [f"{{ .reg .pred p; .reg .b64 at; mov.b64 at, ${total};"]
+    for f in range(filters):
+        text.append(f"setp.gt.s32 p, ${total + 2}, {f};")
+        text += [f"@p st.global.f32 [at+{4 * t}], ${f * taps + t};" for t in range(taps)]
+        text.append(f"add.s64 at, at, ${total + 1};")
 
     def generate(builder: Any, arguments: list[Any]) -> None:
-        emit(builder, text, "", "f" * count + "l", [*unpacked(builder, arguments[0], count), arguments[1]])
+        values = unpacked(builder, arguments[0], total)
+        emit(builder, "\n".join([*text, "}"]), "", "f" * total + "llr", [*values, *arguments[1:]])
 
-    return device_function(types.void(tuple_of(count), types.int64), generate)
+    return device_function(types.void(tuple_of(total), types.int64, types.int64, types.int32), generate)
 
 
 def zeros_of(count: int) -> Any:
@@ -259,30 +270,36 @@ def few_filters(rows: int, row: int) -> Any:
 
 
 @functools.cache
-def few_channels_gradient(channels: int, rows: int, row: int) -> Any:
-    """The weight gradient: the grid's second axis is the filter; each warp's sums go to `shares[warp][k][crs]`."""
-    count = channels * rows * row
-    inputs, add, zero = window_of(channels, rows, row), scaled_add_of(count), zeros_of(count)
-    warp_sums, store = warp_sums_of(count), stored_of(count)
+def few_channels_gradient(rows: int, row: int, filters: int) -> Any:
+    """The weight gradient: the grid's second axis is a group, a channel and so many filters; each thread sums a share.
+
+    Warps add theirs in a fixed tree, and `shares[warp]` is laid out as dweight in row-major order.
+    """
+    taps = rows * row
+    inputs, add, zero = window_of(1, rows, row), outer_add_of(filters, taps), zeros_of(filters * taps)
+    warp_sums, store = warp_sums_of(filters * taps), stored_of(filters, taps)
 
     def kernel(x, dy, shares, g):
-        k = cuda.blockIdx.y
-        group = k // g.filters
+        blocks = (g.filters + filters - 1) // filters
+        rest, block = divmod(cuda.blockIdx.y, blocks)
+        group, c = divmod(rest, g.channels)
+        k = group * g.filters + block * filters
+        count = types.int32(min(filters, g.filters - block * filters))
         sums = zero()
         for i in range(cuda.grid(1), g.images * g.pixels, cuda.gridsize(1)):
             n, p, q = pixel_of(types.int32(i), g)
             h, w = types.int32(p * g.stride_h - g.top), types.int32(q * g.stride_w - g.left)
-            first = types.int64(n) * g.x_n + types.int64(group) * channels * g.x_c + types.int64(h) * g.x_h
+            first = types.int64(n) * g.x_n + (types.int64(group) * g.channels + c) * g.x_c + types.int64(h) * g.x_h
             values = inputs(
                 x + (first + types.int64(w) * g.x_w) * 4, h, w, g.height, g.width,
                 g.x_c * 4, g.dilation_h * g.x_h * 4, g.dilation_w * g.x_w * 4, g.dilation_h, g.dilation_w,
             )  # fmt: skip
             at = types.int64(n) * g.y_n + types.int64(k) * g.y_k + types.int64(p) * g.y_h + types.int64(q) * g.y_w
-            sums = add(sums, values, ptx.load_global(dy + at * 4))
+            sums = add(sums, values, gather(dy + at * 4, g.y_k * 4, count))
         sums = warp_sums(sums)
         if cuda.threadIdx.x & 31 == 0:
-            warp = cuda.grid(1) >> 5
-            store(sums, shares + (types.int64(warp) * cuda.gridDim.y + k) * count * 4)
+            line = types.int64(cuda.grid(1) >> 5) * cuda.gridDim.y // (g.channels * blocks) * g.filters + k
+            store(sums, shares + (line * g.channels + c) * taps * 4, types.int64(g.channels) * taps * 4, count)
 
     return kernel
 

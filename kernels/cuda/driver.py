@@ -71,7 +71,8 @@ class Kernel:
             assert entry is not None
             function = _check(self.name, driver.cuModuleGetFunction(library, entry[1].encode()))
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _check(self.name, driver.cuFuncSetAttribute(function, attribute, self.most_shared))
+            if self.most_shared:
+                _check(self.name, driver.cuFuncSetAttribute(function, attribute, self.most_shared))
             self._loaded[device.id] = function
         return function
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from numba import cuda
-from numba.cuda import types
 
 from . import fast_direct, implicit_gemm, pack
+from .again import input_gradient_again, output_again, tiles_of
 from .arrays import DeviceArray
-from .conv_elements import input_gradient_at, output_at
 from .driver import Kernel, fill_with_zeros, multiprocessors
 from .plan import SHARED_MEMORY, Plan, Problem, explain, plan
+from .relu import in_one_piece
 from .tensor_core import ARITHMETIC
 
 
@@ -146,103 +146,23 @@ def is_dense(x: DeviceArray) -> bool:
     return True
 
 
-class Again(NamedTuple):
-    """Where the flags' tiles lie, all int64: slot `(n*rows + i)*pitch + j` is row `i*step_h + first_h` of image n."""
-
-    images: int
-    rows: int
-    pitch: int
-    pixels: int
-    tiles: int
-    filters: int
-    lines: int
-    p: int
-    q: int
-    step_h: int
-    step_w: int
-    first_h: int
-    first_w: int
-
-
-@cuda.jit(device=True)
-def _flagged(flags, g):
-    """Whether any filter is flagged, told to all threads of the block."""
-    any_line = 0
-    for i in range(g.tiles + cuda.threadIdx.x, flags.size, cuda.blockDim.x):
-        any_line |= flags[i]
-    return cuda.syncthreads_or(any_line)
-
-
-@cuda.jit(device=True)
-def _wanted(i, tile, flags, g):
-    """Image, filter, row and column of a tile's element i; image -1 if it need not be computed again."""
-    k, slot = divmod(i, g.pixels)
-    group, filter_ = divmod(k, g.filters)
-    line, column = divmod(tile * g.pixels + slot, g.pitch)
-    n, row = divmod(line, g.rows)
-    wanted = flags[tile] != 0 or flags[g.tiles + group * g.lines + filter_] != 0
-    if not wanted or n >= g.images or row >= g.p or column >= g.q:
-        n = -1
-    return n, k, row * g.step_h + g.first_h, column * g.step_w + g.first_w
-
-
-def _output_again(x, weight, bias, y, stride, padding, dilation, groups, flags, g):
-    any_line = _flagged(flags, g)
-    for tile in range(cuda.blockIdx.x, g.tiles, cuda.gridDim.x):
-        if any_line != 0 or flags[tile] != 0:
-            for i in range(cuda.threadIdx.x, weight.shape[0] * g.pixels, cuda.blockDim.x):
-                n, k, p, q = _wanted(i, tile, flags, g)
-                if n >= 0:
-                    y[n, k, p, q] = output_at(x, weight, bias, n, k, p, q, stride, padding, dilation, groups)
-
-
-def _input_gradient_again(dy, weight, dx, stride, padding, dilation, groups, flags, g):
-    any_line = _flagged(flags, g)
-    for tile in range(cuda.blockIdx.x, g.tiles, cuda.gridDim.x):
-        if any_line != 0 or flags[tile] != 0:
-            for i in range(cuda.threadIdx.x, dx.shape[1] * g.pixels, cuda.blockDim.x):
-                n, c, h, w = _wanted(i, tile, flags, g)
-                if n >= 0:
-                    dx[n, c, h, w] = input_gradient_at(dy, weight, n, c, h, w, stride, padding, dilation, groups)
-
-
-_TENSOR = types.Array(types.float32, 4, "A")
-_PAIR = types.UniTuple(types.int64, 2)
-_WINDOW = (_PAIR, types.UniTuple(_PAIR, 2), _PAIR, types.int64, types.Array(types.int32, 1, "A"))
-_AGAIN = types.NamedUniTuple(types.int64, len(Again._fields), Again)
-output_again = Kernel(
-    "output_again", _output_again,
-    types.void(_TENSOR, _TENSOR, types.Array(types.float32, 1, "A"), _TENSOR, *_WINDOW, _AGAIN), 256,
-)  # fmt: skip
-input_gradient_again = Kernel(
-    "input_gradient_again", _input_gradient_again, types.void(_TENSOR, _TENSOR, _TENSOR, *_WINDOW, _AGAIN), 256
-)
-
-
-def _again(it: Plan, step: tuple[int, int] = (1, 1), first: tuple[int, int] = (0, 0)) -> Again:
-    g = it.geometry
-    return Again(
-        g.images, g.rows, g.pitch, it.block.pixels, it.pixel_tiles, g.filters, g.filter_blocks * it.block.filters,
-        g.p, g.q, *step, *first,
-    )  # fmt: skip
-
-
 def conv2d(
     x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray, window: Any, groups: int,
-    precision: str,
+    precision: str, rectify: bool = False,
 ) -> bool:  # fmt: skip
-    """Compute y if the fast kernel serves this convolution; whether it does."""
+    """Compute y, rectified if asked, if a fast kernel serves this convolution; whether one does."""
     problem = forward(x, weight, y, window, groups)
+    bias = None if bias is None else in_one_piece(bias)
     if serves(x) and fast_direct.serves(problem):
-        fast_direct.convolve(x, weight, bias, y, problem)
+        fast_direct.convolve(x, weight, bias, y, problem, rectify=rectify)
         return True
     if refusal(x, problem, precision) is not None:
         return False
-    it, flags = launch(x, weight, bias, y, problem, precision)
+    it, flags = launch(x, weight, bias, y, problem, precision, rectify=rectify)
     bias = weight.empty((0,)) if bias is None else bias
     output_again(
         min(it.pixel_tiles, multiprocessors(x.place.device)), x.place.stream, x, weight, bias, y, window.stride,
-        window.padding, window.dilation, groups, flags, _again(it),
+        window.padding, window.dilation, groups, flags, tiles_of(it), int(rectify),
     )  # fmt: skip
     return True
 
@@ -265,6 +185,6 @@ def conv2d_dx(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any
         it, flags = launch(dy, weight, None, dx, phase.problem, precision, phase.first_pixel, phase.first_tap)
         input_gradient_again(
             min(it.pixel_tiles, multiprocessors(dy.place.device)), dy.place.stream, dy, weight, dx, window.stride,
-            window.padding, window.dilation, groups, flags, _again(it, window.stride, phase.first),
+            window.padding, window.dilation, groups, flags, tiles_of(it, window.stride, phase.first),
         )  # fmt: skip
     return True

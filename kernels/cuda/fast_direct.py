@@ -14,6 +14,8 @@ FEW, FEWER, MANY_PIXELS = 4, 2, 1024
 """Channels or filters of a group are few up to 4; under 1024 pixels, where either way takes no time, up to 2."""
 SHARED_MEMORY, BLOCKS, MOST_GRADIENT_TAPS = 48 * 1024, 16, 49
 """Bytes for a group's weights; blocks on a multiprocessor, so that many share a staging; sums that fit registers."""
+MOST_SUMS, MOST_TOGETHER = 98, 8
+"""Sums that fit a thread's registers beside the inputs; filters that a thread takes together."""
 _MOST_LINES = 2**16 - 1  # of a grid's second axis
 
 
@@ -58,9 +60,9 @@ def _kernel(kind: str, channels: int, rows: int, row: int) -> Kernel:
 
 
 @functools.cache
-def _gradient_kernel(channels: int, rows: int, row: int) -> Kernel:
-    function = direct.few_channels_gradient(channels, rows, row)
-    return Kernel(f"direct gradient {channels, rows, row}", function, direct.GRADIENT, THREADS)
+def _gradient_kernel(rows: int, row: int, filters: int) -> Kernel:
+    function = direct.few_channels_gradient(rows, row, filters)
+    return Kernel(f"direct gradient {rows, row, filters}", function, direct.GRADIENT, THREADS)
 
 
 _sum = Kernel("sum_of_shares", direct.sum_of_shares, direct.SUM, THREADS)
@@ -98,10 +100,10 @@ def serves_gradient(x: DeviceArray, dy: DeviceArray, dweight: DeviceArray, group
     """Whether few channels in a group make the direct weight gradient the faster one."""
     filters, channels, rows, row = dweight.shape
     pixels = dy.shape[0] * dy.shape[2] * dy.shape[3]
-    if 0 in (*x.shape, *dy.shape, *dweight.shape) or filters > _MOST_LINES:
+    if 0 in (*x.shape, *dy.shape, *dweight.shape) or filters * channels > _MOST_LINES:
         return False
     span = max(map(abs, (*x.strides, *dy.strides, pixels)))
-    return few(channels, pixels) and channels * rows * row <= MOST_GRADIENT_TAPS and span < 2**31 and groups > 0
+    return few(channels, pixels) and rows * row <= MOST_GRADIENT_TAPS and span < 2**31 and groups > 0
 
 
 def weight_gradient(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int) -> None:
@@ -114,10 +116,12 @@ def weight_gradient(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, windo
         (0, 0, 0, 0, 0), tuple(each // item for each in dy.strides),
     )  # fmt: skip
     pixels = problem.images * math.prod(problem.output)
-    blocks = min(-(-pixels // THREADS), max(1, BLOCKS * multiprocessors(x.place.device) // filters))
+    together = max(1, min(problem.filters, MOST_SUMS // math.prod(taps), MOST_TOGETHER))
+    parts = groups * channels * -(-problem.filters // together)
+    blocks = min(-(-pixels // THREADS), max(1, BLOCKS * multiprocessors(x.place.device) // parts))
     lines, stream = blocks * THREADS // 32, x.place.stream
     shares = x.place.empty((lines * dweight.size,), "float32")
-    _gradient_kernel(channels, *taps)(
-        (blocks, filters), stream, x.address, dy.address, shares.address, _geometry(problem)
+    _gradient_kernel(taps[0], taps[1], together)(
+        (blocks, parts), stream, x.address, dy.address, shares.address, _geometry(problem)
     )
     _sum(-(-dweight.size * 32 // THREADS), stream, shares.address, dweight.address, lines, dweight.size)

@@ -191,7 +191,7 @@ def kernel_of(block: Block) -> Any:
     @cuda.jit(device=True)
     def load(x, scales, first, item, group, chunk, a, b, g):
         """Sixteen channels of a slot, zeros outside of the image and beyond the last channel; its image's greatest."""
-        half = item // g.slots if halves > 1 else 0
+        half = types.int32(types.uint32(item) // types.uint32(g.slots)) if halves > 1 else types.int32(0)
         channel = chunk * block_channels + half * CHANNELS
         n, row, column = place_of(types.int32(first + item - half * g.slots), g)
         h, w = row * g.stride_h + a * g.phase_h - g.top, column * g.stride_w + b * g.phase_w - g.left
@@ -227,7 +227,7 @@ def kernel_of(block: Block) -> Any:
                     ptx.bulk_copy(at, weights, weight_bytes, full)
                 weights += weight_bytes
                 for item in range(thread, items, LOADERS):
-                    half = item // g.slots if halves > 1 else 0
+                    half = types.int32(types.uint32(item) // types.uint32(g.slots)) if halves > 1 else types.int32(0)
                     at = x_stage + half * subgroups * group_step + (item - half * g.slots) * 16
                     now = values
                     ahead += types.int32(LOADERS)

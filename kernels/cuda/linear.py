@@ -13,42 +13,48 @@ from .launch import THREADS, block_sum, launch
 from .relu import copied
 
 if not SIMULATED:
-    from . import fast_conv, fast_dweight
+    from . import fast_conv, fast_dweight, few_outputs
 
 
 @implements(spec.linear, "cuda", array_type=DeviceArray)
 def linear(x: Any, weight: Any, bias: Any, *, precision: Any) -> Any:
-    """As a convolution of one-pixel images on Hopper's tensor cores, from 32 rows and outputs on; else plain.
+    """Up to 16 outputs: few_outputs.py; from 32 rows and outputs on a convolution of one-pixel images; else plain.
 
     Plain: one block per output element, each thread every 256th feature in rising order, then a fixed tree; bias last;
     accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
     y = x.empty((x.shape[0], weight.shape[0]))
-    if not _as_convolution("conv2d", precision, x, weight, bias, y):
+    if not SIMULATED and few_outputs.serves(y.shape[1], x, weight, y):
+        few_outputs.linear(x, weight, bias, y)
+    elif not _as_convolution("conv2d", precision, x, weight, bias, y):
         launch(_linear, y.size * THREADS, x, weight, weight.empty((0,)) if bias is None else bias, y)
     return y
 
 
 @implements(spec.linear_dx, "cuda", array_type=DeviceArray)
 def linear_dx(dy: Any, weight: Any, *, precision: Any) -> Any:
-    """As `linear`, with 32 rows and inputs; plain: one thread per input element; outputs in rising order.
+    """Served as `linear` is; plain: one thread per input element; outputs in rising order.
 
     Accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
     dx = dy.empty((dy.shape[0], weight.shape[1]))
-    if not _as_convolution("conv2d_dx", precision, dy, weight, dx):
+    if not SIMULATED and few_outputs.serves(dy.shape[1], dy, weight, dx):
+        few_outputs.linear_dx(dy, weight, dx)
+    elif not _as_convolution("conv2d_dx", precision, dy, weight, dx):
         launch(_linear_dx, dx.size, dy, weight, dx)
     return dx
 
 
 @implements(spec.linear_dweight, "cuda", array_type=DeviceArray)
 def linear_dweight(dy: Any, x: Any, *, precision: Any) -> Any:
-    """As `linear`, the weight gradient of that convolution; plain: one thread per weight; rows in rising order.
+    """Served as `linear` is; plain: one thread per weight; rows in rising order.
 
     Accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
     dweight = dy.empty((dy.shape[1], x.shape[1]))
-    if not _as_convolution("conv2d_dweight", precision, dy, x, dweight):
+    if not SIMULATED and few_outputs.serves(dy.shape[1], dy, x, dweight):
+        few_outputs.linear_dweight(dy, x, dweight)
+    elif not _as_convolution("conv2d_dweight", precision, dy, x, dweight):
         launch(_linear_dweight, dweight.size, dy, x, dweight)
     return dweight
 

@@ -158,6 +158,7 @@ ROWS = (
 """What the kernel needs of a problem. Beside it: float32, compute capability 9.0, no simulator."""
 
 
+@functools.lru_cache(4096)
 def explain(problem: Problem, precision: str) -> str | None:
     """The first precondition that does not hold; None if the fast kernel serves the problem."""
     return next((row.reason for row in ROWS if not row.holds(problem, precision)), None)
@@ -236,6 +237,7 @@ def _best(problem: Problem, precision: str, multiprocessors: int = 132) -> Block
     return None
 
 
+@functools.lru_cache(4096)
 def plan(problem: Problem, precision: str, multiprocessors: int, rectify: bool = False) -> Plan:
     """The work for a problem that `explain` has nothing against."""
     block = _best(problem, precision, multiprocessors)

@@ -9,8 +9,11 @@ from numba import cuda
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
-from .arrays import DeviceArray
+from .arrays import SIMULATED, DeviceArray
 from .launch import launch, position, reader
+
+if not SIMULATED:
+    from . import pool_by_twos
 
 
 @implements(spec.max_pool2d, "cuda", array_type=DeviceArray)
@@ -20,6 +23,10 @@ def max_pool2d(x: Any, window: Any, return_indices: Any) -> Any:
     Any strides, no copies; 64-bit indices.
     """
     y = x.empty((*x.shape[:2], window.p(x.shape), window.q(x.shape)))
+    by_twos = not SIMULATED and not window.ceil_mode and pool_by_twos.is_by_twos(window) and pool_by_twos.serves(x)
+    if by_twos and not return_indices:
+        pool_by_twos.pool(x, y, keep_winners=False)
+        return y
     launch(_max_pool2d, y.size, x, y, *_geometry(window))
     return (y, _winners(x, window)) if return_indices else y
 
@@ -32,7 +39,11 @@ def max_pool2d_dx(dy: Any, x: Any, window: Any) -> Any:
     finds its winner and writes its pixels, all in one launch. Any strides, no copies; 64-bit indices.
     """
     dx = dy.empty(x.shape)
-    if window.kernel == window.stride and window.padding == ((0, 0), (0, 0)) and window.dilation == (1, 1):
+    by_twos = not SIMULATED and not window.ceil_mode and pool_by_twos.is_by_twos(window) and pool_by_twos.serves(x)
+    if by_twos and dy.is_contiguous() and dy.size:
+        winner = pool_by_twos.pool(x, dy.empty(dy.shape), keep_winners=True)
+        pool_by_twos.unpool(dy, winner, dx)
+    elif window.kernel == window.stride and window.padding == ((0, 0), (0, 0)) and window.dilation == (1, 1):
         down, across = (-(-size // step) for size, step in zip(x.shape[2:], window.stride, strict=True))
         launch(_max_pool2d_dx_apart, math.prod(x.shape[:2]) * down * across, dy, x, dx, window.kernel, (down, across))
     else:

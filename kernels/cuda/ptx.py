@@ -117,9 +117,8 @@ store_shared = _store(SHARED, types.int32, types.float32)
 store_shared_pair = _store(SHARED, types.int32, types.float32, types.float32)
 store_global = _store(GLOBAL, types.int64, types.float32)
 store_global_word = _store(GLOBAL, types.int64, types.int32)
-store_global_if = instruction(
-    "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p st.global.f32 [$0], $1; }", "", "lfr"
-)  # (address, value, whether)
+store_byte = instruction("st.global.u8 [$0], $1;", "", "lr")
+load_byte = instruction("ld.global.u8 $0, [$1];", "r", "l")
 word_of = instruction("mov.b32 $0, $1;", "r", "f", pure=True)
 float_of = instruction("mov.b32 $0, $1;", "f", "r", pure=True)
 maximum_global = instruction("red.global.max.u32 [$0], $1;", "", "lr")

@@ -7,30 +7,41 @@ from numba import cuda
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
-from .arrays import DeviceArray
+from .arrays import SIMULATED, DeviceArray
 from .launch import launch
+
+if not SIMULATED:
+    from .elementwise import elementwise
 
 
 @implements(spec.relu, "cuda", array_type=DeviceArray)
 def relu(x: Any) -> Any:
-    """One thread per element; exact. Any shape and strides, no copies."""
+    """One thread per element, or per sixteen (elementwise.py); exact. Any shape and strides, no copies."""
     y = x.empty(x.shape)
-    launch(_relu, y.size, x, y)
+    if SIMULATED or not elementwise("relu", x, y):
+        launch(_relu, y.size, x, y)
     return y
 
 
 @implements(spec.relu_dx, "cuda", array_type=DeviceArray)
 def relu_dx(dy: Any, x: Any) -> Any:
-    """One thread per element; exact. Any shape and strides, no copies."""
+    """One thread per element, or per sixteen (elementwise.py); exact. Any shape and strides, no copies."""
     dx = dy.empty(dy.shape)
-    launch(_relu_dx, dx.size, dy, x, dx)
+    if SIMULATED or not elementwise("relu_dx", dy, x, dx):
+        launch(_relu_dx, dx.size, dy, x, dx)
     return dx
+
+
+def in_one_piece(x: Any) -> Any:
+    """The array itself if its elements lie so, else a copy."""
+    return x if x.is_contiguous() else copied(x)
 
 
 def copied(x: Any, shape: Any = None) -> Any:
     """A row-major copy, of another shape with as many elements if one is given."""
     y = x.empty(x.shape if shape is None else shape)
-    launch(_copy, y.size, x, y)
+    if SIMULATED or not elementwise("copy", x, y):
+        launch(_copy, y.size, x, y)
     return y
 
 

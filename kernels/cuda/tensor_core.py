@@ -60,8 +60,8 @@ ARITHMETIC = {
 }
 """By the word that allows its rounding; bf16x3 keeps 16 bits, and stands in for TF32 where operands are transposed."""
 
-LOWEST_WEIGHT, LOWEST_X, LOWEST_DY = 2.0**-40, 2.0**-50, 2.0**-66
-"""The least ordinary weight where there is a least, and x and dy in a weight gradient: products are 2**-116 or more."""
+LOWEST_WEIGHT, LOWEST_FACTOR = 2.0**-40, 2.0**-58
+"""The least ordinary weight, and x or dy in a weight gradient, where there is a least: products are 2**-116 or more."""
 
 
 def split(builder: Any, arithmetic: Arithmetic, values: list[Any]) -> list[list[Any]]:

@@ -3,7 +3,7 @@
 Slots, stages and the split are those of implicit_gemm.py. Here slots are what is summed over, so both operands are read
 with slots down and channels across: the transposed read of 16-bit tensor cores. A tile is 64 filters by 96 channels and
 `taps` taps of a row of the filter, or by 32 channels and three such rows: warpgroups 0 to 2 take the channels, or the
-rows; warpgroup 3 loads. Each block sums a share of all slots, and `reduce` adds the shares in a fixed order.
+rows; warpgroups 3 and 4 load. Each block sums a share of all slots, and `reduce` adds the shares in a fixed order.
 """
 
 import functools
@@ -17,8 +17,7 @@ from .implicit_gemm import HEADER, divided
 from .tensor_core import (
     ARITHMETIC,
     CHANNELS,
-    LOWEST_DY,
-    LOWEST_X,
+    LOWEST_FACTOR,
     finisher,
     gather,
     outer_products,
@@ -28,7 +27,7 @@ from .tensor_core import (
     zeros,
 )
 
-THREADS, MULTIPLIERS, LOADERS = 512, 384, 128
+THREADS, MULTIPLIERS, LOADERS = 640, 384, 256
 WARPGROUPS, FILTERS, WIDTH, SLOTS = 3, 64, 32, 96
 """Of multipliers; filters of a tile; channels of a warpgroup; slots of a stage."""
 SEGMENTS, LINE, REDUCERS = 8, 32, 256
@@ -106,12 +105,10 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
     parts, columns = arithmetic.parts, taps * WIDTH  # As one wgmma of so many columns, for the registers' sake.
     channels = WIDTH if rows_as_warpgroups else WIDTH * WARPGROUPS
     halves, y_halves = channels // CHANNELS, FILTERS // CHANNELS
-    # dy is often small: its range reaches further down, the product's is that of a convolution.
-    lowest_x, lowest_y = (LOWEST_X, LOWEST_DY) if arithmetic.lowest else (0.0, 0.0)
-    split_x, split_y = splitter(arithmetic, lowest_x), splitter(arithmetic, lowest_y)
+    split = splitter(arithmetic, LOWEST_FACTOR if arithmetic.lowest else 0.0)
     zero, promote, finish = zeros(columns), promoter(columns), finisher(columns)
     multiply, store = outer_products(arithmetic, taps, SLOTS), outer_storer(taps, WIDTH)
-    fewer, more = ptx.registers(80, more=False), ptx.registers(144, more=True)
+    fewer, more = ptx.registers(48, more=False), ptx.registers(128, more=True)
     y_bytes = parts * FILTERS * SLOTS * 2
 
     @cuda.jit(device=True)
@@ -121,48 +118,55 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
         return n, types.int32(row - n * g.rows), types.int32(slot - row * g.pitch)
 
     @cuda.jit(device=True)
-    def load_x(x, slot, group, channel, a, b, g):
-        n, row, column = place(slot, g)
-        h, w = row * g.stride_h + a - g.top, column * g.stride_w + b - g.left
-        inside = n < g.images and h >= 0 and h < g.height and w >= 0 and w < g.width
-        offset = n * g.x_n + (group * g.channels + channel) * g.x_c + h * g.x_h + w * g.x_w
-        return gather(x + offset * 4, g.x_c * 4, g.channels - channel if inside else 0)
-
-    @cuda.jit(device=True)
-    def load_y(dy, slot, group, filter_, g):
-        n, p, q = place(slot, g)
-        inside = n < g.images and p < g.p and q < g.q
-        offset = n * g.y_n + (group * g.filters + filter_) * g.y_k + p * g.y_h + q * g.y_w
-        return gather(dy + offset * 4, g.y_k * 4, g.filters - filter_ if inside else 0)
+    def load(x, dy, chunk, item, group, filter_, channel, a, b, shift, g):
+        """Sixteen channels of x at a slot, or behind the last of them sixteen filters of dy; zeros outside."""
+        x_items, count, address, step = halves * g.slots, types.int32(0), x, types.int32(0)
+        if item < x_items:
+            half = types.int32(types.uint32(item) // types.uint32(g.slots))
+            n, row, column = place(types.int32(chunk * SLOTS + item - half * g.slots + shift), g)
+            h, w = row * g.stride_h + a - g.top, column * g.stride_w + b - g.left
+            channel += half * CHANNELS
+            if n < g.images and h >= 0 and h < g.height and w >= 0 and w < g.width:
+                count, step = types.int32(g.channels - channel), types.int32(g.x_c * 4)
+                address = x + (n * g.x_n + (group * g.channels + channel) * g.x_c + h * g.x_h + w * g.x_w) * 4
+        else:
+            half = types.int32(types.uint32(item - x_items) // types.uint32(SLOTS))
+            at = item - x_items - half * SLOTS
+            n, p, q = place(types.int32(chunk * SLOTS + at), g)
+            filter_ += half * CHANNELS
+            if n < g.images and p < g.p and q < g.q:
+                count, step = types.int32(g.filters - filter_), types.int32(g.y_k * 4)
+                address = dy + (n * g.y_n + (group * g.filters + filter_) * g.y_k + p * g.y_h + q * g.y_w) * 4
+        return gather(address, step, count)
 
     @cuda.jit(device=True)
     def load_stages(x, dy, flags, shared, x_bytes, first, last, tile, g):
-        """The loaders' part: the tile's slots of dy, and those of x that they meet."""
+        """The loaders' part: the tile's slots of dy and those of x that they meet."""
         thread = types.int32(cuda.threadIdx.x - MULTIPLIERS)
         group, filter_block, channel_block, row_block, phase, column_block = part_of(tile, g)
         a = row_block * g.dilation_h * (0 if rows_as_warpgroups else 1)
-        b = phase * g.dilation_w
-        shift = types.int32(column_block * taps * g.tap_step)
-        x_items, y_items = halves * g.slots, y_halves * SLOTS
+        b, shift = phase * g.dilation_w, column_block * taps * g.tap_step
+        filter_, channel = filter_block * FILTERS, channel_block * channels
+        x_items = halves * g.slots
+        items = x_items + y_halves * SLOTS
         stage, parity, flag = types.int32(0), types.int32(1), types.int32(0)
         for chunk in range(first, last):
-            slot = types.int32(chunk * SLOTS)
             full, x_stage = shared + stage * 8, shared + HEADER + stage * (x_bytes + y_bytes)
-            y_stage = x_stage + x_bytes
             is_free = False
-            for item in range(thread, x_items, LOADERS):
-                half = item // g.slots
-                at = item - half * g.slots
-                channel = channel_block * channels + half * CHANNELS
-                values = load_x(x, types.int32(slot + at + shift), group, channel, a, b, g)
+            for item in range(thread, items, LOADERS):
+                values = load(x, dy, chunk, item, group, filter_, channel, a, b, shift, g)
                 if not is_free:
                     ptx.barrier_wait(full + 64, parity)
                     is_free = True
-                flag |= split_x(values, x_stage + (half * 2 * g.slots + at) * 16, channels * g.slots * 2, g.slots * 16)
-            for item in range(thread, y_items, LOADERS):
-                half, at = item // SLOTS, item % SLOTS
-                values = load_y(dy, types.int32(slot + at), group, filter_block * FILTERS + half * CHANNELS, g)
-                flag |= split_y(values, y_stage + (half * 2 * SLOTS + at) * 16, FILTERS * SLOTS * 2, SLOTS * 16)
+                if item < x_items:
+                    half = types.int32(types.uint32(item) // types.uint32(g.slots))
+                    at = x_stage + (half * g.slots + item) * 16
+                    part_step, group_step = types.int32(channels * 2 * g.slots), types.int32(g.slots * 16)
+                else:
+                    half = types.int32(types.uint32(item - x_items) // types.uint32(SLOTS))
+                    at = x_stage + x_bytes + (half * SLOTS + item - x_items) * 16
+                    part_step, group_step = types.int32(FILTERS * 2 * SLOTS), types.int32(SLOTS * 16)
+                flag |= split(values, at, part_step, group_step)
             ptx.publish_shared()
             cuda.syncwarp()
             if thread & 31 == 0:
@@ -215,7 +219,7 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
         first = types.int32(types.int64(g.chunks) * share // g.shares)
         last = types.int32(types.int64(g.chunks) * (share + 1) // g.shares)
         warpgroup = types.int32(cuda.shfl_sync(0xFFFFFFFF, cuda.threadIdx.x >> 7, 0))
-        if warpgroup == WARPGROUPS:
+        if warpgroup >= WARPGROUPS:
             fewer()
             load_stages(x, dy, flags, shared, x_bytes, first, last, tile, g)
         else:

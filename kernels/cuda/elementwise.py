@@ -1,0 +1,95 @@
+"""What touches every element once, at the speed of memory: sixteen loads of a thread in flight, then sixteen stores.
+
+For float32 arrays that lie in one piece, on a GPU; the plain kernels serve the others. Exact, as those are. A thread's
+elements lie a whole grid apart, so that the threads of a warp read side by side.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import cuda
+from numba.cuda import types
+
+from .arrays import DeviceArray
+from .driver import Kernel, multiprocessors
+from .ptx import F32, device_function, unpacked
+from .tensor_core import CHANNELS, SIXTEEN, gather, scatter
+
+THREADS, BLOCKS = 256, 8
+"""Of a block; blocks on a multiprocessor."""
+
+
+def _each(function: Any) -> Any:
+    """A device function that does the same to each of sixteen values, or pairs of values."""
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        columns = [unpacked(builder, each, CHANNELS) for each in arguments]
+        return [function(builder, *row) for row in zip(*columns, strict=True)]
+
+    return generate
+
+
+def _rectified(builder: Any, x: Any) -> Any:
+    zero = ir.Constant(F32, 0.0)
+    return builder.select(builder.fcmp_ordered("<", x, zero), zero, x)  # NaN stays NaN, -0.0 stays -0.0.
+
+
+def _gated(builder: Any, dy: Any, x: Any) -> Any:
+    zero = ir.Constant(F32, 0.0)
+    return builder.select(builder.fcmp_ordered("<=", x, zero), zero, dy)
+
+
+rectified = device_function(SIXTEEN(SIXTEEN), _each(_rectified))
+gated = device_function(SIXTEEN(SIXTEEN, SIXTEEN), _each(_gated))
+
+
+@cuda.jit(device=True)
+def share(size):
+    """Where a thread starts, how far its elements lie apart, and after how many the next sixteen begin."""
+    apart = cuda.gridsize(1)
+    return cuda.grid(1), apart, CHANNELS * apart
+
+
+@cuda.jit(device=True)
+def left_of(size, i, apart):
+    """How many of the sixteen elements from i on there are."""
+    return types.int32(min(CHANNELS, (size - i + apart - 1) // apart))
+
+
+def _copy(x, y, size):
+    first, apart, step = share(size)
+    for i in range(first, size, step):
+        count = left_of(size, i, apart)
+        scatter(gather(x + i * 4, apart * 4, count), y + i * 4, apart * 4, count)
+
+
+def _relu(x, y, size):
+    first, apart, step = share(size)
+    for i in range(first, size, step):
+        count = left_of(size, i, apart)
+        scatter(rectified(gather(x + i * 4, apart * 4, count)), y + i * 4, apart * 4, count)
+
+
+def _relu_dx(dy, x, dx, size):
+    first, apart, step = share(size)
+    for i in range(first, size, step):
+        count = left_of(size, i, apart)
+        gradient = gather(dy + i * 4, apart * 4, count)
+        scatter(gated(gradient, gather(x + i * 4, apart * 4, count)), dx + i * 4, apart * 4, count)
+
+
+_ADDRESS, _SIZE = types.int64, types.int64
+_COPY = Kernel("elementwise copy", _copy, types.void(_ADDRESS, _ADDRESS, _SIZE), THREADS)
+_RELU = Kernel("elementwise relu", _relu, types.void(_ADDRESS, _ADDRESS, _SIZE), THREADS)
+_RELU_DX = Kernel("elementwise relu_dx", _relu_dx, types.void(_ADDRESS, _ADDRESS, _ADDRESS, _SIZE), THREADS)
+KERNELS = {"copy": _COPY, "relu": _RELU, "relu_dx": _RELU_DX}
+
+
+def elementwise(name: str, *arrays: DeviceArray) -> bool:
+    """Compute the last array from the others, if they lie in one piece; whether that was done."""
+    if any(each.dtype.name != "float32" or not each.is_contiguous() for each in arrays):
+        return False
+    result = arrays[-1]
+    blocks = min(-(-result.size // (CHANNELS * THREADS)), BLOCKS * multiprocessors(result.place.device))
+    KERNELS[name](blocks, result.place.stream, *(each.address for each in arrays), result.size)
+    return True

@@ -1,0 +1,104 @@
+"""Convolution, rectifier and pooling by twos as one block of a chain: forward, and backward from what that kept.
+
+The convolution rectifies as it stores, pooling keeps which pixel won, and that and the pooled output are all that
+backward reads: the gradient is gated and summed for the bias while it is small, and spread to the winners once.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kernelproof import spec
+from kernelproof.kernels.dispatch import is_device_array
+from kernelproof.spec.blocks import Backward, Block, Single, in_a_row, one_by_one
+from kernelproof.spec.layers import Conv2d, MaxPool2d, Perform, ReLU
+from kernelproof.spec.parameters import Parameters
+from kernelproof.spec.wiring import Step
+
+from .arrays import SIMULATED, DeviceArray, run
+
+if not SIMULATED:
+    from . import fast_conv, pool_by_twos
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A rectified convolution, pooled by twos or not."""
+
+    steps: tuple[Step, ...]
+    convolution: Conv2d
+    pooled: bool
+
+    def vjp(self, perform: Perform, parameters: Parameters, x: Any) -> tuple[Any, Backward]:
+        """The output for a batch x, and what takes its gradient back; step by step where they cannot be fused."""
+        name, conv = self.steps[0].name, self.convolution
+        own, precision = parameters.of_layer(name), getattr(perform, "precision", "strict")
+        forward = functools.partial(
+            _forward, window=conv.window, groups=conv.groups, precision=precision, pooled=self.pooled
+        )
+        kept = None
+        if len(x) and (isinstance(x, DeviceArray) or is_device_array(x)):
+            kept = run("conv2d", forward, (x, own["weight"], own.get("bias")), {})
+        if kept is None:
+            return in_a_row(one_by_one(self.steps), perform, parameters, x)
+        y, *winner = kept
+
+        def backward(dy: Any, of_x: bool) -> tuple[dict[str, Any], Any]:
+            # A maximum is rectified as its y is, so what does not reach the bias does not reach any winner.
+            reached = dconv = perform(spec.relu_dx, dy, y)
+            if self.pooled:
+                shape = len(x), conv.out_channels, conv.window.p(x.shape), conv.window.q(x.shape)
+                dconv = run("max_pool2d_dx", functools.partial(_unpooled, shape=shape), (reached, winner[0]), {})
+            gradients = {"weight": perform(spec.conv2d_dweight, dconv, x, own["weight"].shape, **conv.geometry)}
+            if conv.bias:
+                gradients["bias"] = perform(spec.conv2d_dbias, reached)
+            dx = conv.dx(perform, own, x, dconv) if of_x else None
+            return {f"{name}.{key}": gradient for key, gradient in gradients.items()}, dx
+
+        return y, backward
+
+
+def _forward(
+    x: Any, weight: Any, bias: Any, *, window: Any, groups: int, precision: str, pooled: bool
+) -> tuple[Any, ...] | None:
+    """The output, and if it is pooled the winners; None where the kernels for that do not serve."""
+    p, q = window.p(x.shape), window.q(x.shape)
+    y = x.empty((x.shape[0], weight.shape[0], p, q))
+    if pooled and not pool_by_twos.serves(y):
+        return None
+    if not fast_conv.conv2d(x, weight, bias, y, window, groups, precision, rectify=True):
+        return None
+    if not pooled:
+        return (y,)
+    least = y.empty((*y.shape[:2], p // 2, q // 2))
+    return least, pool_by_twos.pool(y, least, keep_winners=True)
+
+
+def _unpooled(dy: Any, winner: Any, *, shape: tuple[int, ...]) -> Any:
+    dconv = dy.empty(shape)
+    pool_by_twos.unpool(dy, winner, dconv)
+    return dconv
+
+
+def blocks(steps: Sequence[Step]) -> tuple[Block, ...]:
+    """The steps, with those that can be performed at once together."""
+    if SIMULATED:
+        return one_by_one(steps)
+    found: list[Block] = []
+    rest = list(steps)
+    while rest:
+        first = rest.pop(0)
+        if isinstance(first.layer, Conv2d) and rest and isinstance(rest[0].layer, ReLU):
+            taken = [first, rest.pop(0)]
+            pooled = bool(rest) and isinstance(rest[0].layer, MaxPool2d) and _by_twos(rest[0].layer)
+            if pooled:
+                taken.append(rest.pop(0))
+            found.append(Fused(tuple(taken), first.layer, pooled))
+        else:
+            found.append(Single(first))
+    return tuple(found)
+
+
+def _by_twos(layer: MaxPool2d) -> bool:
+    return pool_by_twos.is_by_twos(layer.window) and not layer.window.ceil_mode

@@ -1,0 +1,120 @@
+"""Pooling by twos, the windows of most networks: a maximum with the pixel that won, and the way back from that alone.
+
+For float32 arrays that lie in one piece, on a GPU; the plain kernels serve the others. Exact, with the specification's
+choice: the first of equals, the first NaN above all. Behind a rectified convolution the winners replace both arrays.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+from numba.cuda import types
+
+from .arrays import DeviceArray
+from .driver import Kernel
+from .implicit_gemm import divided
+from .plan import division
+from .ptx import load_byte, load_global, store_byte, store_global
+
+THREADS = 256
+
+
+class Halves(NamedTuple):
+    """Pooling by twos in numbers, all int32: the image, the pooled image, and how to divide by its sizes."""
+
+    height: int
+    width: int
+    p: int
+    q: int
+    q_multiplier: int
+    q_shift: int
+    pixels_multiplier: int
+    pixels_shift: int
+
+
+HALVES = types.NamedUniTuple(types.int32, len(Halves._fields), Halves)
+
+
+@cuda.jit(device=True)
+def greater(value, than):
+    """Whether a later value wins: greater, or the first NaN."""
+    return value > than or (value != value and than == than)
+
+
+def _pool(x, y, winner, size, g):
+    """One thread per window: its maximum, and if `winner` is not 0 a word that says which of its four pixels won."""
+    for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+        plane = divided(i, g.pixels_multiplier, g.pixels_shift)
+        rest = types.int32(i - plane * g.p * g.q)
+        p = divided(rest, g.q_multiplier, g.q_shift)
+        q = types.int32(rest - p * g.q)
+        at = x + (types.int64(plane) * g.height * g.width + types.int64(2 * p) * g.width + 2 * q) * 4
+        below = at + types.int64(g.width) * 4
+        greatest, which = load_global(at), 0
+        second, third, fourth = load_global(at + 4), load_global(below), load_global(below + 4)
+        if greater(second, greatest):
+            greatest, which = second, 1
+        if greater(third, greatest):
+            greatest, which = third, 2
+        if greater(fourth, greatest):
+            greatest, which = fourth, 3
+        store_global(y + types.int64(i) * 4, greatest)
+        if winner != 0:
+            store_byte(winner + types.int64(i), which)
+
+
+def _unpool(dy, winner, dx, size, g):
+    """One thread per window, incomplete ones at the edge too: dy to the pixel that won, zero to the others."""
+    down, across = (g.height + 1) // 2, (g.width + 1) // 2
+    for i in range(cuda.grid(1), size, cuda.gridsize(1)):
+        plane = divided(i, g.pixels_multiplier, g.pixels_shift)
+        rest = types.int32(i - plane * down * across)
+        p = divided(rest, g.q_multiplier, g.q_shift)
+        q = types.int32(rest - p * across)
+        which, gradient, zero = types.int32(-1), types.float32(0), types.float32(0)
+        if p < g.p and q < g.q:
+            j = (types.int64(plane) * g.p + p) * g.q + q
+            which, gradient = load_byte(winner + j), load_global(dy + j * 4)
+        at = dx + (types.int64(plane) * g.height * g.width + types.int64(2 * p) * g.width + 2 * q) * 4
+        below, is_low, is_wide = at + types.int64(g.width) * 4, 2 * p + 1 < g.height, 2 * q + 1 < g.width
+        store_global(at, gradient if which == 0 else zero)
+        if is_wide:
+            store_global(at + 4, gradient if which == 1 else zero)
+        if is_low:
+            store_global(below, gradient if which == 2 else zero)
+        if is_low and is_wide:
+            store_global(below + 4, gradient if which == 3 else zero)
+
+
+_POOL = Kernel("pool by twos", _pool, types.void(types.int64, types.int64, types.int64, types.int64, HALVES), THREADS)
+_UNPOOL = Kernel("unpool", _unpool, types.void(types.int64, types.int64, types.int64, types.int64, HALVES), THREADS)
+
+
+def is_by_twos(window: Any) -> bool:
+    """Whether windows are 2 x 2, side by side, without padding."""
+    halves = ((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1))
+    return (window.kernel, window.stride, window.padding, window.dilation) == halves
+
+
+def serves(x: DeviceArray) -> bool:
+    """Whether the array is one of those that the kernels here read."""
+    return x.dtype.name == "float32" and x.is_contiguous() and 0 < x.size < 2**31 and min(x.shape[2:]) > 1
+
+
+def pool(x: DeviceArray, y: DeviceArray, keep_winners: bool) -> DeviceArray | None:
+    """The maxima into y; the winners, if they are kept."""
+    p, q = x.shape[2] // 2, x.shape[3] // 2
+    winner = x.empty(y.shape, np.uint8) if keep_winners else None
+    numbers = Halves(*x.shape[2:], p, q, *division(q), *division(p * q))
+    address = winner.address if winner is not None else 0
+    _POOL(-(-y.size // THREADS), x.place.stream, x.address, y.address, address, y.size, numbers)
+    return winner
+
+
+def unpool(dy: DeviceArray, winner: DeviceArray, dx: DeviceArray) -> None:
+    """The gradient of what was pooled into dx."""
+    height, width = dx.shape[2:]
+    down, across = -(-height // 2), -(-width // 2)
+    numbers = Halves(height, width, *dy.shape[2:], *division(across), *division(down * across))
+    size = dx.shape[0] * dx.shape[1] * down * across
+    _UNPOOL(-(-size // THREADS), dx.place.stream, dy.address, winner.address, dx.address, size, numbers)
