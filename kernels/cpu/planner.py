@@ -19,7 +19,7 @@ from kernelproof.kernels.tuning import fastest, plans
 from kernelproof.spec import Window
 from kernelproof.spec.errors import UnsupportedError
 
-from . import direct, direct_gradient, shifted_rows, sweep, winograd, winograd_gradient
+from . import direct, direct_gradient, pixel_vectors, shifted_rows, sweep, winograd, winograd_gradient
 from .launch import threads
 from .vectors import LANES, processor
 
@@ -48,10 +48,16 @@ class Problem:
         return self.weight_shape[0] // self.groups
 
     @property
-    def lanes_used(self) -> float:
-        """The part of a vector's lanes that have a filter to work on, or a channel in the input gradient."""
-        across = self.weight_shape[1] if self.operator == "conv2d_dx" else self.filters
-        return across / (-(-across // LANES) * LANES)
+    def outputs(self) -> int:
+        """Filters of one group, or in the input gradient its channels."""
+        return self.weight_shape[1] if self.operator == "conv2d_dx" else self.filters
+
+    @property
+    def columns(self) -> int:
+        """Of y, or in the input gradient of what a phase of x holds."""
+        if self.operator == "conv2d_dx":
+            return -(-self.x_shape[3] // self.window.stride[1])
+        return self.window.q(self.x_shape)
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,14 @@ _SOURCES = sources_hash()
 FLOAT32 = Condition("float32", lambda problem: problem.dtype == "float32")
 
 
+_FEW = Condition(f"fewer than {LANES} outputs in a group", lambda problem: pixel_vectors.applies(problem.outputs))
+
+
+def _used(across: int) -> float:
+    """The part of the lanes that have something to work on, if so many things lie across them."""
+    return across / (-(-across // LANES) * LANES)
+
+
 def _plain(operator: str, run: Callable[..., Any], copies: Callable[[Problem], int]) -> Algorithm:
     return Algorithm(
         "shifted rows", operator, run, lambda problem: 8.0 * problem.multiply_adds, copies,
@@ -117,9 +131,26 @@ def _plain(operator: str, run: Callable[..., Any], copies: Callable[[Problem], i
 
 def _direct(operator: str, run: Callable[..., Any], workspace: Callable[[Problem], int], **fused: Any) -> Algorithm:
     return Algorithm(
-        "direct", operator, run, lambda problem: problem.multiply_adds / problem.lanes_used / 0.9, workspace,
+        "direct", operator, run, lambda problem: problem.multiply_adds / _used(problem.outputs) / 0.9, workspace,
         "one chain of fused multiply-adds for each element, a lane for each filter, any geometry", (FLOAT32,),
         **fused,
+    )  # fmt: skip
+
+
+def _pixel_vectors(operator: str, run: Callable[..., Any], plan: Callable[..., sweep.Plan]) -> Algorithm:
+    def cost(problem: Problem) -> float:
+        # A vector of pixels that is loaded serves every filter: the fewer they are, the more are loads the limit.
+        return problem.multiply_adds / _used(problem.columns) / min(0.9, 0.35 + 0.1 * problem.outputs)
+
+    def workspace(problem: Problem) -> int:
+        its = plan(problem.window, problem.x_shape, problem.weight_shape, problem.groups)
+        return pixel_vectors.workspace(its, threads())
+
+    return Algorithm(
+        "pixel vectors", operator, run, cost, workspace,
+        "as direct, but a lane for each pixel of a row: few filters would leave most lanes without work",
+        (FLOAT32,), (_FEW,),
+        rectified=functools.partial(run, relu=True) if operator == "conv2d" else None,
     )  # fmt: skip
 
 
@@ -184,7 +215,7 @@ def _winograd(size: int, operator: str, run: Callable[..., Any], workspace: Call
             problem.x_shape[2:] if operator == "conv2d_dx" else (window.p(problem.x_shape), window.q(problem.x_shape))
         )
         tiles = n * -(-shape[0] // size) * -(-shape[1] // size)
-        products = tiles * points * k * channels / problem.lanes_used / 0.9
+        products = tiles * points * k * channels / _used(problem.outputs) / 0.9
         return products + _TRANSFORMED * points * (tiles * (c + k) + k * channels)
 
     return Algorithm(
@@ -206,6 +237,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         rectified=functools.partial(direct.conv2d, relu=True),
         pooled=direct.pooled_conv2d,
     ),
+    _pixel_vectors("conv2d", pixel_vectors.conv2d, sweep.forward),
+    _pixel_vectors("conv2d_dx", pixel_vectors.conv2d_dx, sweep.backward),
     *(_winograd(size, "conv2d", winograd.conv2d, _tiling(winograd.forward, size)) for size in (2, 4)),
     *(_winograd(size, "conv2d_dx", winograd.conv2d_dx, _tiling(winograd.backward, size)) for size in (2, 4)),
     *(_winograd(size, "conv2d_dweight", winograd_gradient.conv2d_dweight, _sums(size)) for size in (2, 4)),
