@@ -58,8 +58,8 @@ $(VENV)/dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/demo
 
 $(VENV)/bench: $(VENV)/dev
-	@echo "== installing PyTorch, built for CPUs, and JAX (about 1 GB)"
-	@$(BIN)/python -m pip install --progress-bar on --quiet --extra-index-url https://download.pytorch.org/whl/cpu --editable '.[bench]'
+	@echo "== installing PyTorch, ONNX Runtime and JAX"
+	@$(BIN)/python -m pip install --progress-bar on --quiet --editable '.[bench]'
 	@touch $@
 
 $(VENV)/mutants: $(VENV)/dev
