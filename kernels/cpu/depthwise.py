@@ -41,12 +41,16 @@ def applies(operator: str, window: Window, weight_shape: tuple[int, ...], groups
 
 
 class Image(NamedTuple):
-    """An image of `height` x `width` in a scratch of `rows` rows, `pitch` apart, `top` and `left` from its corner."""
+    """An image of `height` x `width` in a scratch of `rows` rows, `pitch` apart; `top` and `left` from its corner.
+
+    It is read from column `origin` on, so that its own columns are whole lines of the cache.
+    """
 
     height: int
     width: int
     top: int
     left: int
+    origin: int
     rows: int
     pitch: int
 
@@ -58,13 +62,17 @@ class Image(NamedTuple):
 
 def _image(height: int, width: int, top: int, left: int, rows: int, columns: int) -> Image:
     """So that all of `rows` x `columns` may be read, zero where it is not the image."""
-    return Image(height, width, top, left, max(rows, top + height), max(columns, left + width))
+    margin = -(-left // LANES) * LANES
+    pitch = max(margin - left + columns, margin + width)
+    return Image(height, width, top, margin, margin - left, max(rows, top + height), -(-pitch // LANES) * LANES)
 
 
 def workspace(window: Window, x_shape: tuple[int, ...], workers: int) -> int:
     """Bytes that so many threads work in, at most: an image each, the larger of x's and dy's, padded."""
     rows, columns = (size + window.extent(axis) + sum(window.padding[axis]) for axis, size in enumerate(x_shape[2:]))
-    return 4 * workers * (in_lines((rows + 1) * columns + 8 * LANES) + in_lines(_TOGETHER * _TAPS * LANES))
+    return (
+        4 * workers * (in_lines((rows + 1) * (columns + 2 * LANES) + 8 * LANES) + in_lines(_TOGETHER * _TAPS * LANES))
+    )
 
 
 def empty(shape: tuple[int, ...]) -> Any:
@@ -113,7 +121,7 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, gr
     with borrowed(threads() * image.floats) as memory:
         share(
             _spread, len(dy) * groups, 8 * h * w * r * s, ready(dy), ready(weight), dx, memory, image.floats, image,
-            first[0] * image.pitch + first[1], routines,
+            first[0] * image.pitch + first[1] + image.origin, routines,
         )  # fmt: skip
     return dx
 
@@ -188,9 +196,10 @@ def _filter(workers, counter, last, x, weight, starts, y, memory, scratch, image
             _copy(x, task, own, image, routines)
             c, at, done = task % channels, y.ctypes.data + 4 * p * q * task, p // _ROWS * _ROWS
             factors, start = weight.ctypes.data + of_filter * c, starts.ctypes.data + 4 * c
-            call(routines[2], (own, step, factors, start, at, 4 * q, q, p // _ROWS))
+            corner = own + 4 * image.origin
+            call(routines[2], (corner, step, factors, start, at, 4 * q, q, p // _ROWS))
             call(routines[3], (
-                own + done * row_step * step, step, factors, start, at + 4 * done * q, 4 * q, q, p - done,
+                corner + done * row_step * step, step, factors, start, at + 4 * done * q, 4 * q, q, p - done,
             ))  # fmt: skip
             # What was stored past the caches is in order with this, which is atomic.
             task = take(counter)
@@ -257,6 +266,7 @@ def _image_dweight(dy, x, task, own, sums, image, row_step, routines):
     """One image's share of its channel's sums."""
     _copy(x, task, own, image, routines)
     p, q = dy.shape[2:]
+    own += 4 * image.origin
     step, at, done = 4 * image.pitch, dy.ctypes.data + 4 * p * q * task, p // _ROWS * _ROWS
     call(routines[2], (own, step, at, 4 * q, q, p // _ROWS, 4 * p * q, sums))
     call(routines[3], (own + done * row_step * step, step, at + 4 * done * q, 4 * q, q, p - done, 4 * p * q, sums))

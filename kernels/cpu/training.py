@@ -9,7 +9,9 @@ from numba import prange
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
-from .launch import launch, parallel, ready, serial
+from .launch import launch, parallel, ready, serial, share
+from .softmax import divide, exponentials
+from .vectors import call, take
 
 _CHUNK = 2**14
 _EXPONENTIAL = 32
@@ -20,13 +22,17 @@ _EXPONENTIAL = 32
 def cross_entropy(logits: Any, target: Any) -> Any:
     """Parallel over images; classes in rising order in the logits' type, then numpy's pairwise sum over the images.
 
+    In float32 the classes are summed in lanes, as softmax.exponentials says.
+
     Any layout; one that is not row-major is copied first.
     """
     n, k = logits.shape
     loss = np.empty(n, logits.dtype.newbyteorder("="))
-    launch(
-        _cross_entropy, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), loss
-    )  # fmt: skip
+    if loss.dtype == np.float32:
+        routine = exponentials.address(stored=0)
+        share(_row_losses, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), loss, routine)
+    else:
+        launch(_cross_entropy, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), loss)
     return np.asarray(loss.sum() / n, loss.dtype)
 
 
@@ -34,14 +40,17 @@ def cross_entropy(logits: Any, target: Any) -> Any:
 def cross_entropy_dlogits(logits: Any, target: Any) -> Any:
     """Parallel over images; classes in rising order, accumulated in the logits' type.
 
+    In float32 the classes are summed in lanes, as softmax.exponentials says.
+
     Any layout; one that is not row-major is copied first.
     """
     n, k = logits.shape
     dlogits = np.empty((n, k), logits.dtype.newbyteorder("="))
-    launch(
-        _cross_entropy_dlogits, n, k * _EXPONENTIAL,
-        ready(logits), ready(target, np.int64), dlogits,
-    )  # fmt: skip
+    if dlogits.dtype == np.float32:
+        routines = np.array([exponentials.address(stored=1), divide.address()])
+        share(_row_gradients, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), dlogits, routines)
+    else:
+        launch(_cross_entropy_dlogits, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), dlogits)
     return dlogits
 
 
@@ -59,6 +68,35 @@ def sgd(parameter: Any, gradient: Any, velocity: Any, learning_rate: Any, moment
         dtype.type(learning_rate), dtype.type(momentum), new_parameter.reshape(-1), new_velocity.reshape(-1),
     )  # fmt: skip
     return new_parameter, new_velocity
+
+
+@parallel
+def _row_losses(workers, counter, last, logits, target, loss, routine):
+    classes = logits.shape[1]
+    for _ in prange(workers):
+        results = np.empty(2, np.float32)
+        n = take(counter)
+        while n < last:
+            call(routine, (logits.ctypes.data + 4 * classes * n, classes, 0, results.ctypes.data))
+            loss[n] = np.log(results[1]) - (logits[n, target[n]] - results[0])
+            n = take(counter)
+
+
+@parallel
+def _row_gradients(workers, counter, last, logits, target, dlogits, routines):
+    classes = logits.shape[1]
+    for _ in prange(workers):
+        results, divisors = np.empty(2, np.float32), np.empty(2, np.float32)
+        divisors[1] = len(logits)
+        n = take(counter)
+        while n < last:
+            at = dlogits.ctypes.data + 4 * classes * n
+            call(routines[0], (logits.ctypes.data + 4 * classes * n, classes, at, results.ctypes.data))
+            divisors[0] = results[1]
+            own = (dlogits[n, target[n]] / divisors[0] - np.float32(1)) / divisors[1]
+            call(routines[1], (at, classes, divisors.ctypes.data))
+            dlogits[n, target[n]] = own
+            n = take(counter)
 
 
 @parallel
