@@ -18,18 +18,18 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernelproof.kernels.winograd_matrices import TAPS
 from kernelproof.spec import Window
 
 from . import direct
-from .launch import launch, parallel, ready, serial, share, threads
+from .launch import launch, ready, share, threads
 from .micro_kernels import PIXELS, VECTORS, copy_row, from_lanes, multiply, to_lanes
-from .vectors import LANES, take
-from .winograd_products import Products, Routines, multiply_panel, transform_output, transform_weights, vectors_of
-from .winograd_tiles import Tiles, block_of, rows_of_tiles, tiles_of, transform, transform_strip
-from .winograd_transforms import input_to_points, points_to_output, weight_to_points
+from .vectors import LANES
+from .winograd_orders import TURNED, all_weights, by_panels, by_tiles
+from .winograd_products import Products, Routines
+from .winograd_tiles import Tiles, block_of, rows_of_tiles, tiles_of
+from .winograd_transforms import input_to_points, points_to_output, turned_weight_to_points, weight_to_points
 from .workspace import borrowed, in_lines
 
 _NEAR = 2**18
@@ -46,9 +46,6 @@ _CHUNK = 256
 
 _OVERHEAD = 8
 """Tiles in whose time a panel transforms its weights."""
-
-_TURNED = 32
-"""Channels whose weights are transformed at a time."""
 
 
 class Tiling(NamedTuple):
@@ -76,7 +73,7 @@ class Tiling(NamedTuple):
         return (
             self.points * (its.weights if self.by_panels else x.point),
             self.points * its.products,
-            max(x.copy, in_lines(_TURNED * TAPS**2 * LANES)),
+            max(x.copy, in_lines(TURNED * TAPS**2 * LANES)),
             in_lines((x.size * x.across * x.size + LANES) * LANES),
             in_lines(x.together * LANES),
         )
@@ -166,7 +163,16 @@ def _tiled(
         in_lines(-(-tiles // pixels) * pixels * VECTORS * LANES),
     )  # fmt: skip
     x = tiles_of(
-        size, TAPS - 1, groups, source, padding, (*units, across, count), together, block, -(-tiles // pixels) * pixels
+        size,
+        TAPS - 1,
+        groups,
+        source,
+        padding,
+        (*units, across, count),
+        together,
+        block,
+        block,
+        -(-tiles // pixels) * pixels,
     )
     return Tiling(x, its, by_panels)
 
@@ -179,8 +185,9 @@ def _convolved(plan: Tiling, x: Any, weight: Any, turned: bool, bias: Any, y: An
     sums = functools.partial(multiply.address, pixels=its.pixels, pixel_step=4 * of_x.block)
     routines = Routines(
         copy_row.address(step=1), to_lanes.address(), input_to_points.address(size=of_x.size),
-        weight_to_points.address(size=of_x.size), sums(vectors=VECTORS), sums(vectors=last),
-        sums(vectors=VECTORS, accumulate=1), sums(vectors=last, accumulate=1),
+        weight_to_points.address(size=of_x.size), turned_weight_to_points.address(size=of_x.size),
+        sums(vectors=VECTORS), sums(vectors=last), sums(vectors=VECTORS, accumulate=1),
+        sums(vectors=last, accumulate=1),
         points_to_output.address(size=of_x.size), from_lanes.address(relu=int(relu)),
     )  # fmt: skip
     starts = np.zeros((of_x.groups, vectors * LANES), np.float32)
@@ -197,142 +204,14 @@ def _convolved(plan: Tiling, x: Any, weight: Any, turned: bool, bias: Any, y: An
         constants = memory, plan.shared, plan.scratch, starts, zeros, offsets
         if plan.by_panels:
             launch(
-                _by_panels, batches, groups * cost // 32, threads(), x, weight, turned, y, broken, *constants, of_x,
+                by_panels, batches, groups * cost // 32, threads(), x, weight, turned, y, broken, *constants, of_x,
                 its, routines,
             )  # fmt: skip
         else:
-            pieces = vectors * -(-its.chunk // _TURNED)
+            pieces = vectors * -(-its.chunk // TURNED)
             share(
-                _all_weights, groups * pieces, LANES * _TURNED * plan.points * 8,
+                all_weights, groups * pieces, LANES * TURNED * plan.points * 8,
                 weight, turned, memory, plan.shared, plan.scratch, of_x, its, routines,
             )  # fmt: skip
-            share(_by_tiles, groups * batches, cost, x, y, broken, *constants, of_x, its, routines)
+            share(by_tiles, groups * batches, cost, x, y, broken, *constants, of_x, its, routines)
     return np.flatnonzero(broken)
-
-
-@parallel
-def _all_weights(workers, counter, last, weight, turned, memory, shared, scratch, of_x, its, routines):
-    """`u[group][panel][point][channel][filter]`: a vector of filters and some channels is a task."""
-    vectors, pieces, points = -(-its.filters // LANES), -(-its.chunk // _TURNED), (of_x.size + TAPS - 1) ** 2
-    for worker in prange(workers):
-        copy = memory.ctypes.data + 4 * (shared + worker * sum(scratch) + scratch[0] + scratch[1])
-        task = take(counter)
-        while task < last:
-            group, vector, first = task // pieces // vectors, task // pieces % vectors, task % pieces * _TURNED
-            panel, vector = vector // VECTORS, vector % VECTORS
-            u = memory.ctypes.data + 4 * (group * its.panels + panel) * points * its.weights
-            transform_weights(
-                weight.ctypes.data, turned, group, panel, vector, first, min(_TURNED, its.chunk - first),
-                u + 4 * first * vectors_of(panel, its) * LANES, copy, of_x, its, routines,
-            )  # fmt: skip
-            task = take(counter)
-
-
-@parallel
-def _by_tiles(
-    workers, counter, last, x, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its, routines
-):
-    """Some units of a group are a task, for which the weights of all panels are there."""
-    batches, points = -(-of_x.units // of_x.together), (of_x.size + TAPS - 1) ** 2
-    for worker in prange(workers):
-        own = shared + worker * sum(scratch)
-        v = memory.ctypes.data + 4 * own
-        m = v + 4 * scratch[0]
-        copy = m + 4 * scratch[1]
-        task = take(counter)
-        while task < last:
-            group, first = task // batches, task % batches * of_x.together
-            count = min(of_x.together, of_x.units - first)
-            source = x.ctypes.data + 4 * group * of_x.channels * of_x.height * of_x.width
-            transform(source, first, count, v, copy, of_x, routines.zero, routines.turn, routines.to_points)
-            for panel in range(its.panels):
-                u = memory.ctypes.data + 4 * (group * its.panels + panel) * points * its.weights
-                multiply_panel(
-                    u, v, m, panel, count * of_x.across, its.chunk, False, zeros.ctypes.data, offsets.ctypes.data,
-                    of_x, its, routines,
-                )  # fmt: skip
-                _write(memory, own, scratch, starts, y, broken, group, panel, first, count, of_x, its, routines)
-            task = take(counter)
-
-
-@serial
-def _by_panels(
-    first, last, workers, x, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its,
-    routines,
-):  # fmt: skip
-    """Batches `first .. last - 1` of units: first all their points, then all panels' products with them."""
-    counter = np.empty(1, np.int64)
-    for batch in range(first, last):
-        begin = batch * of_x.together
-        count = min(of_x.together, of_x.units - begin)
-        counter[0] = 0
-        _points(workers, counter, begin, count, x, memory, shared, scratch, of_x, routines)
-        counter[0] = 0
-        _panels(
-            workers, counter, begin, count, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets,
-            of_x, its, routines,
-        )  # fmt: skip
-
-
-@parallel
-def _points(workers, counter, begin, count, x, memory, shared, scratch, of_x, routines):
-    """`v[group][point][block][tile][channel]`: a strip of units of a group is a task."""
-    strips = -(-count // of_x.strip)
-    for worker in prange(workers):
-        copy = memory.ctypes.data + 4 * (shared + worker * sum(scratch) + scratch[0] + scratch[1])
-        task = take(counter)
-        while task < strips * of_x.groups:
-            group, unit = task // strips, task % strips * of_x.strip
-            transform_strip(
-                x.ctypes.data, memory.ctypes.data, copy, group, begin, unit, min(of_x.strip, count - unit), of_x,
-                routines.zero, routines.turn, routines.to_points,
-            )  # fmt: skip
-            task = take(counter)
-
-
-@parallel
-def _panels(
-    workers, counter, begin, count, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x,
-    its, routines,
-):  # fmt: skip
-    """A panel of a group is a task: chunk by chunk of channels its weights to points, and their products added up."""
-    padded, points = -(-of_x.channels // of_x.block) * of_x.block, (of_x.size + TAPS - 1) ** 2
-    for worker in prange(workers):
-        own = shared + worker * sum(scratch)
-        u = memory.ctypes.data + 4 * own
-        m = u + 4 * scratch[0]
-        copy = m + 4 * scratch[1]
-        task = take(counter)
-        while task < its.panels * of_x.groups:
-            group, panel = task // its.panels, task % its.panels
-            for chunk in range(0, padded, its.chunk):
-                channels = min(its.chunk, padded - chunk)
-                for vector in range(vectors_of(panel, its)):
-                    for c in range(0, channels, _TURNED):
-                        transform_weights(
-                            weight.ctypes.data, turned, group, panel, vector, chunk + c, min(_TURNED, channels - c),
-                            u + 4 * c * vectors_of(panel, its) * LANES, copy, of_x, its, routines,
-                        )  # fmt: skip
-                v = memory.ctypes.data + 4 * (group * points * of_x.point + chunk * of_x.capacity)
-                multiply_panel(
-                    u, v, m, panel, count * of_x.across, channels, chunk > 0, zeros.ctypes.data, offsets.ctypes.data,
-                    of_x, its, routines,
-                )  # fmt: skip
-            _write(memory, own, scratch, starts, y, broken, group, panel, begin, count, of_x, its, routines)
-            task = take(counter)
-
-
-@serial
-def _write(memory, own, scratch, starts, y, broken, group, panel, first, count, of_x, its, routines):
-    """Rows of y of a panel and `count` units, and which images of them are broken."""
-    out = own + scratch[0] + scratch[1] + scratch[2]
-    seen = out + scratch[3]
-    memory[seen : seen + count * LANES] = 0
-    transform_output(
-        memory.ctypes.data + 4 * (own + scratch[0]), starts[group].ctypes.data,
-        y.ctypes.data + 4 * group * its.filters * its.rows * its.columns, panel, first, count,
-        memory.ctypes.data + 4 * out, memory.ctypes.data + 4 * seen, of_x, its, routines,
-    )  # fmt: skip
-    for flag in range(count * LANES):
-        if memory[seen + flag] != 0:
-            broken[(first + flag // LANES) // (of_x.down * of_x.segments)] = True

@@ -88,9 +88,10 @@ def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, .
     points = (size + TAPS - 1) ** 2
     tiles = -(-channels // PIXELS)
     pixels = -(-channels // tiles)
-    of_x, of_dy = lanes_in(tiles * pixels), block_of(filters)
+    # A tile's channels begin a vector each, so that a thread reads what stands together.
+    of_x, of_dy = lanes_in(pixels), block_of(filters)
     panels = -(-filters // of_dy)
-    most = max(1, _BATCH // (4 * points * groups * (of_x + panels * of_dy)))
+    most = max(1, _BATCH // (4 * points * groups * (tiles * of_x + panels * of_dy)))
     *units, across, count = rows_of_tiles(size, n, rows, columns, max(most, PIXELS))
     kept = 4 * points * groups * tiles * pixels * panels * of_dy <= _SUMS or count * across > 4 * most
     batches = max(1, -(-count * across // most) if kept else 1)
@@ -98,9 +99,9 @@ def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, .
     chunk = min(tiles, _CHUNK)
     return Plan(
         tiles_of(
-            size, TAPS - 1, groups, (channels, h, w), (top, left), (*units, across, count), together, of_x
+            size, TAPS - 1, groups, (channels, h, w), (top, left), (*units, across, count), together, of_x, pixels
         ),
-        tiles_of(size, 0, groups, (filters, rows, columns), (0, 0), (*units, across, count), together, of_dy),
+        tiles_of(size, 0, groups, (filters, rows, columns), (0, 0), (*units, across, count), together, of_dy, of_dy),
         Sums(
             points, pixels, chunk, -(-tiles // chunk), panels, of_dy // LANES, in_lines(chunk * pixels * of_dy), kept
         ),
@@ -222,11 +223,11 @@ def _multiply(
     xs = memory + 4 * (shared[0] + (group * sums.points + point) * of_x.point)
     dys = memory + 4 * (shared[0] + shared[1] + (group * sums.points + point) * of_dy.point)
     dys += 4 * panel * of_dy.capacity * of_dy.block
-    for c in range(chunk * sums.chunk * sums.pixels, (chunk + 1) * sums.chunk * sums.pixels, sums.pixels):
-        if c >= of_x.channels:
-            break
+    blocks = -(-of_x.channels // of_x.used)
+    for block in range(chunk * sums.chunk, min((chunk + 1) * sums.chunk, blocks)):
         call(routines[5] if begun else routines[4], (
-            xs + 4 * c, 0, 1, offsets.ctypes.data, tiles, dys, 0, zeros.ctypes.data, at, 4 * of_dy.block,
+            xs + 4 * block * of_x.capacity * of_x.block, 0, 1, offsets.ctypes.data, tiles, dys, 0, zeros.ctypes.data,
+            at, 4 * of_dy.block,
         ))  # fmt: skip
         at += 4 * sums.pixels * of_dy.block
 

@@ -16,6 +16,7 @@ class Routines(NamedTuple):
     turn: int
     to_points: int
     weight_to_points: int
+    turned_weight_to_points: int
     multiply: int
     multiply_last: int
     add: int
@@ -56,18 +57,18 @@ def transform_weights(weight, turned, group, panel, vector, first, count, u, cop
     size, taps, vectors = 4 * LANES, TAPS * TAPS, vectors_of(panel, its)
     k = (panel * VECTORS + vector) * LANES
     filters, here = min(LANES, its.filters - k), min(count, of_x.channels - first)
+    u, of_channel, done = u + vector * size, vectors * size, 0
     if turned:
-        for c in range(here):
-            source = weight + 4 * taps * ((group * of_x.channels + first + c) * its.filters + k)
-            call(routines.turn, (source, 4 * taps, filters, taps, copy + c * taps * size, size))
+        source = weight + 4 * taps * ((group * of_x.channels + first) * its.filters + k)
+        call(routines.turned_weight_to_points, (
+            source, 4 * taps * its.filters, filters, here, u, 4 * its.weights, of_channel
+        ))  # fmt: skip
+        done = here
     else:
         source = weight + 4 * taps * ((group * its.filters + k) * of_x.channels + first)
         call(routines.turn, (source, 4 * taps * of_x.channels, filters, here * taps, copy, size))
-    call(routines.zero, (copy, 0, copy + here * taps * size, (count - here) * taps * LANES, 0))
-    begin, step = (copy + (taps - 1) * size, -size) if turned else (copy, size)
-    call(routines.weight_to_points, (
-        begin, TAPS * step, step, count, taps * size, u + vector * size, 4 * its.weights, vectors * size
-    ))  # fmt: skip
+    call(routines.zero, (copy, 0, copy + (here - done) * taps * size, (count - here) * taps * LANES, 0))
+    call(routines.weight_to_points, (copy, count - done, u + done * of_channel, 4 * its.weights, of_channel))
 
 
 @serial

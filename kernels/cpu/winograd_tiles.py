@@ -18,7 +18,8 @@ class Tiles(NamedTuple):
 
     Tiles are `size` apart and reach `halo` further; the first begins `top` and `left` of the image. An image has `down`
     times `segments` units, and `together` of them are transformed to `point[block][tile][channel]`: matrices of
-    `capacity` tiles, `block` channels side by side. In floats, a point is `point`, and turning a strip takes `copy`.
+    `capacity` tiles, `block` places side by side of which `used` are channels. In floats, a point is `point`, and
+    turning a strip takes `copy`.
     """
 
     size: int
@@ -36,6 +37,7 @@ class Tiles(NamedTuple):
     together: int
     strip: int
     block: int
+    used: int
     capacity: int
     point: int
     copy: int
@@ -66,7 +68,7 @@ def rows_of_tiles(size: int, n: int, rows: int, columns: int, most: int) -> tupl
 
 def tiles_of(
     size: int, halo: int, groups: int, source: tuple[int, int, int], padding: tuple[int, int],
-    units: tuple[int, int, int, int], together: int, block: int, least: int = 1,
+    units: tuple[int, int, int, int], together: int, block: int, used: int, least: int = 1,
 ) -> Tiles:  # fmt: skip
     """Tiles of images of source's channels, height and width, at least so many in a matrix."""
     (channels, height, width), (down, segments, across, count) = source, units
@@ -75,7 +77,8 @@ def tiles_of(
     capacity = max(together * across, least)
     return Tiles(
         size, halo, groups, channels, height, width, *padding, down, segments, across, count, together, strip, block,
-        capacity, in_lines(-(-channels // block) * block * capacity), in_lines((strip * size + halo) * pitch * LANES),
+        used, capacity, in_lines(-(-channels // used) * block * capacity),
+        in_lines((strip * size + halo) * pitch * LANES),
     )  # fmt: skip
 
 
@@ -89,10 +92,13 @@ def transform(x, first, count, points, copy, its, zero, turn, to_points):
         image, segment = segment // its.segments, segment % its.segments
         strip = min(its.strip, count - unit, its.down - row)
         source = x + image * its.groups * its.channels * of_channel
-        for c in range(0, -(-its.channels // its.block) * its.block, LANES):
-            _copy_strip(source + c * of_channel, copy, segment, row, strip, its.channels - c, its, zero, turn)
+        for vector in range(-(-its.channels // its.used) * its.block // LANES):
+            block, lane = vector * LANES // its.block, vector * LANES % its.block
+            c = block * its.used + lane
+            channels = min(LANES, its.used - lane, its.channels - c)
+            _copy_strip(source + c * of_channel, copy, segment, row, strip, channels, its, zero, turn)
             for each in range(strip):
-                tile = (c // its.block * its.capacity + (unit + each) * its.across) * its.block + c % its.block
+                tile = (block * its.capacity + (unit + each) * its.across) * its.block + lane
                 call(to_points, (
                     copy + each * its.size * pitch * size, pitch * size, its.across, its.size * size,
                     points + 4 * tile, 4 * its.point, 4 * its.block,
@@ -122,7 +128,7 @@ def _copy_strip(x, copy, segment, row, strip, channels, its, zero, turn):
         else:
             call(zero, (x, 0, copy, before * LANES, 0))
             call(turn, (
-                x + 4 * (h * its.width + max(w, 0)), 4 * its.height * its.width, min(LANES, channels), inside,
+                x + 4 * (h * its.width + max(w, 0)), 4 * its.height * its.width, channels, inside,
                 copy + before * size, size,
             ))  # fmt: skip
             call(zero, (x, 0, copy + (before + inside) * size, (pitch - before - inside) * LANES, 0))

@@ -3,8 +3,8 @@
 Every transform is a sandwich `L tile LT` of one small matrix, written out as additions and fused multiply-adds that
 share what rows or columns for points +p and -p have in common. Its loops run along tiles that lie a step apart.
 
-Multiply-adds and additions for a tile and vector, size 2 and 4: 32 and 168 of an input tile, 24 and 128 of an output
-tile, for each of which 16 or 36 vectors are loaded and stored.
+Instructions that compute, for a tile and vector, size 2 and 4: 32 and 168 for an input tile, 32 and 152 for an output
+tile with its bias and flag. For each of both 16 or 36 vectors are loaded or stored in steps of a whole matrix.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,49 @@ def input_to_points(
 
 @micro_kernel
 def weight_to_points(
-    words: Words, weight: Any, row_step: Any, tap_step: Any, count: Any, step: Any, u: Any, point_step: Any,
-    u_step: Any, *, size: int,
+    words: Words, weight: Any, channels: Any, u: Any, point_step: Any, u_step: Any, *, size: int
 ) -> None:  # fmt: skip
-    """`u[channel][point] = G weight[channel] GT` of 3 x 3 taps. Negative steps from the last tap on turn it around."""
-    _to_points(words, matrices(size)[1], (weight, row_step, tap_step), (count, step), (u, point_step, u_step))
+    """`u[channel][point] = G weight[channel] GT` of 3 x 3 taps that are turned to a lane for each filter."""
+    row, tap = words.number(TAPS * words.size), words.number(words.size)
+    step = words.number(TAPS**2 * words.size)
+    _to_points(words, matrices(size)[1], (weight, row, tap), (channels, step), (u, point_step, u_step))
+
+
+@micro_kernel
+def turned_weight_to_points(
+    words: Words,
+    weight: Any,
+    step: Any,
+    filters: Any,
+    channels: Any,
+    u: Any,
+    point_step: Any,
+    u_step: Any,
+    *,
+    size: int,
+) -> None:
+    """`u[channel][point] = G weight[channel] GT`, taps turned around, from `weight[channel][filter][3][3]` itself.
+
+    Up to `LANES` filters, the other lanes are zero; they are turned to lanes in registers.
+    """
+    builder, taps = words.builder, TAPS * TAPS
+    kept, last = words.first(filters), words.at(filters, -1)
+    with words.loop(channels, weight, u) as channel:
+        weight, u = channel.carried
+        channel.carry(words.at(weight, step), words.at(u, u_step))
+        lanes = []
+        for lane in range(words.lanes):
+            # Filters that are not there are read from the last one, then dropped: nothing beyond weights is touched.
+            here = builder.select(builder.icmp_signed("<", words.number(lane), filters), words.number(lane), last)
+            lanes.append(words.at(weight, words.times(here, 4 * taps)))
+        vectors: list[Any] = []
+        for first in range(0, taps, words.lanes):
+            valid = words.first(words.number(taps - first))
+            square = words.transpose([words.load_where(valid, words.at(lane, 4 * first)) for lane in lanes])
+            vectors += [builder.select(kept, each, words.constant(0)) for each in square[: taps - first]]
+        turned = vectors[::-1]
+        columns = [_apply(words, matrices(size)[1], turned[column::TAPS]) for column in range(TAPS)]
+        _store_points(words, matrices(size)[1], columns, u, point_step)
 
 
 @micro_kernel
@@ -75,10 +113,14 @@ def _to_points(words: Words, matrix: Matrix, source: Any, tiles: Any, target: An
         for _ in size:
             columns.append(_apply(words, matrix, [words.load(row) for row in rows]))
             rows = [words.at(row, column_step) for row in rows]
-        for row in zip(*columns, strict=True):
-            for each in _apply(words, matrix, row):
-                words.store(each, v)
-                v = words.at(v, point_step)
+        _store_points(words, matrix, columns, v, point_step)
+
+
+def _store_points(words: Words, matrix: Matrix, columns: Sequence[Any], v: Any, point_step: Any) -> None:
+    for row in zip(*columns, strict=True):
+        for each in _apply(words, matrix, row):
+            words.store(each, v)
+            v = words.at(v, point_step)
 
 
 def _from_points(words: Words, matrix: Matrix, source: Any, tiles: Any, bias: Any, target: Any, seen: Any) -> None:

@@ -1,0 +1,143 @@
+"""The two orders of Winograd convolution, in parallel: by tiles, where weights are few, and by panels of filters."""
+
+import numpy as np
+from numba import prange
+
+from kernelproof.kernels.winograd_matrices import TAPS
+
+from .launch import parallel, serial
+from .micro_kernels import VECTORS
+from .vectors import LANES, take
+from .winograd_products import multiply_panel, transform_output, transform_weights, vectors_of
+from .winograd_tiles import transform, transform_strip
+
+TURNED = 32
+"""Channels whose weights are transformed at a time."""
+
+
+@parallel
+def all_weights(workers, counter, last, weight, turned, memory, shared, scratch, of_x, its, routines):
+    """`u[group][panel][point][channel][filter]`: a vector of filters and some channels is a task."""
+    vectors, pieces, points = -(-its.filters // LANES), -(-its.chunk // TURNED), (of_x.size + TAPS - 1) ** 2
+    for worker in prange(workers):
+        copy = memory.ctypes.data + 4 * (shared + worker * sum(scratch) + scratch[0] + scratch[1])
+        task = take(counter)
+        while task < last:
+            group, vector, first = task // pieces // vectors, task // pieces % vectors, task % pieces * TURNED
+            panel, vector = vector // VECTORS, vector % VECTORS
+            u = memory.ctypes.data + 4 * (group * its.panels + panel) * points * its.weights
+            transform_weights(
+                weight.ctypes.data, turned, group, panel, vector, first, min(TURNED, its.chunk - first),
+                u + 4 * first * vectors_of(panel, its) * LANES, copy, of_x, its, routines,
+            )  # fmt: skip
+            task = take(counter)
+
+
+@parallel
+def by_tiles(
+    workers, counter, last, x, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its, routines
+):
+    """Some units of a group are a task, for which the weights of all panels are there."""
+    batches, points = -(-of_x.units // of_x.together), (of_x.size + TAPS - 1) ** 2
+    for worker in prange(workers):
+        own = shared + worker * sum(scratch)
+        v = memory.ctypes.data + 4 * own
+        m = v + 4 * scratch[0]
+        copy = m + 4 * scratch[1]
+        task = take(counter)
+        while task < last:
+            group, first = task // batches, task % batches * of_x.together
+            count = min(of_x.together, of_x.units - first)
+            source = x.ctypes.data + 4 * group * of_x.channels * of_x.height * of_x.width
+            transform(source, first, count, v, copy, of_x, routines.zero, routines.turn, routines.to_points)
+            for panel in range(its.panels):
+                u = memory.ctypes.data + 4 * (group * its.panels + panel) * points * its.weights
+                multiply_panel(
+                    u, v, m, panel, count * of_x.across, its.chunk, False, zeros.ctypes.data, offsets.ctypes.data,
+                    of_x, its, routines,
+                )  # fmt: skip
+                _write(memory, own, scratch, starts, y, broken, group, panel, first, count, of_x, its, routines)
+            task = take(counter)
+
+
+@serial
+def by_panels(
+    first, last, workers, x, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its,
+    routines,
+):  # fmt: skip
+    """Batches `first .. last - 1` of units: first all their points, then all panels' products with them."""
+    counter = np.empty(1, np.int64)
+    for batch in range(first, last):
+        begin = batch * of_x.together
+        count = min(of_x.together, of_x.units - begin)
+        counter[0] = 0
+        _points(workers, counter, begin, count, x, memory, shared, scratch, of_x, routines)
+        counter[0] = 0
+        _panels(
+            workers, counter, begin, count, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets,
+            of_x, its, routines,
+        )  # fmt: skip
+
+
+@parallel
+def _points(workers, counter, begin, count, x, memory, shared, scratch, of_x, routines):
+    """`v[group][point][block][tile][channel]`: a strip of units of a group is a task."""
+    strips = -(-count // of_x.strip)
+    for worker in prange(workers):
+        copy = memory.ctypes.data + 4 * (shared + worker * sum(scratch) + scratch[0] + scratch[1])
+        task = take(counter)
+        while task < strips * of_x.groups:
+            group, unit = task // strips, task % strips * of_x.strip
+            transform_strip(
+                x.ctypes.data, memory.ctypes.data, copy, group, begin, unit, min(of_x.strip, count - unit), of_x,
+                routines.zero, routines.turn, routines.to_points,
+            )  # fmt: skip
+            task = take(counter)
+
+
+@parallel
+def _panels(
+    workers, counter, begin, count, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x,
+    its, routines,
+):  # fmt: skip
+    """A panel of a group is a task: chunk by chunk of channels its weights to points, and their products added up."""
+    padded, points = -(-of_x.channels // of_x.block) * of_x.block, (of_x.size + TAPS - 1) ** 2
+    for worker in prange(workers):
+        own = shared + worker * sum(scratch)
+        u = memory.ctypes.data + 4 * own
+        m = u + 4 * scratch[0]
+        copy = m + 4 * scratch[1]
+        task = take(counter)
+        while task < its.panels * of_x.groups:
+            group, panel = task // its.panels, task % its.panels
+            for chunk in range(0, padded, its.chunk):
+                channels = min(its.chunk, padded - chunk)
+                for vector in range(vectors_of(panel, its)):
+                    for c in range(0, channels, TURNED):
+                        transform_weights(
+                            weight.ctypes.data, turned, group, panel, vector, chunk + c, min(TURNED, channels - c),
+                            u + 4 * c * vectors_of(panel, its) * LANES, copy, of_x, its, routines,
+                        )  # fmt: skip
+                v = memory.ctypes.data + 4 * (group * points * of_x.point + chunk * of_x.capacity)
+                multiply_panel(
+                    u, v, m, panel, count * of_x.across, channels, chunk > 0, zeros.ctypes.data, offsets.ctypes.data,
+                    of_x, its, routines,
+                )  # fmt: skip
+            _write(memory, own, scratch, starts, y, broken, group, panel, begin, count, of_x, its, routines)
+            task = take(counter)
+
+
+@serial
+def _write(memory, own, scratch, starts, y, broken, group, panel, first, count, of_x, its, routines):
+    """Rows of y of a panel and `count` units, and which images of them are broken."""
+    out = own + scratch[0] + scratch[1] + scratch[2]
+    seen = out + scratch[3]
+    memory[seen : seen + count * LANES] = 0
+    transform_output(
+        memory.ctypes.data + 4 * (own + scratch[0]), starts[group].ctypes.data,
+        y.ctypes.data + 4 * group * its.filters * its.rows * its.columns, panel, first, count,
+        memory.ctypes.data + 4 * out, memory.ctypes.data + 4 * seen, of_x, its, routines,
+    )  # fmt: skip
+    for flag in range(count * LANES):
+        if memory[seen + flag] != 0:
+            broken[(first + flag // LANES) // (of_x.down * of_x.segments)] = True
