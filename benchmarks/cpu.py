@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -121,43 +121,44 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"{row['name']:<18} {row['operator']:<22} {fastest:<20} {1e3 * peers[fastest]:8.3f} ms  {ratios}"
 
 
-def measured(bench: Bench, full: bool, parts: tuple[Part, ...]) -> dict[str, Any]:
-    """Everything that was asked for, by part."""
-    found: dict[str, Any] = {"peak": {str(n): peak(n) for n in range(1, bench.threads + 1)}}
-    found["bandwidth"] = {str(n): bandwidth(n) for n in range(1, bench.threads + 1)}
-    sets = {"shapes": (*LETTERS, *EXTRA), **(NETWORKS if full else {})}
-    if "convolutions" in parts:
-        found["convolutions"] = [
-            row
-            for group, convolutions in sets.items()
-            for each in convolutions
-            for row in bench.rows(group, each.name, str(each), *map(each.problem, GRADIENTS))
-        ]
-    if "others" in parts:
-        found["others"] = [row for each in OTHERS for row in bench.rows("others", each.name, str(each), each.problem())]
-    if "networks" in parts:
-        found["networks"] = networks(bench.threads, bench.rounds, bench.samples)
-    if "startup" in parts:
-        found["startup"] = startup(bench.rounds, bench.samples)
-    if "memory" in parts:
-        found["memory"] = memory()
-    if "scaling" in parts and full:
-        found["scaling"] = [
-            row | {"scaled": getattr(each, axis)}
-            for axis, convolutions in SCALING.items()
-            for each in convolutions
-            for row in bench.rows(f"scaling {axis}", each.name, str(each), each.problem("conv2d"))
-        ]
-        found["scaling"] += [row for each in (LETTERS[0], LETTERS[3]) for row in _by_threads(bench, each)]
-    return found
+def measured(bench: Bench, full: bool, parts: tuple[Part, ...]) -> Iterator[tuple[str, Any]]:
+    """What was asked for, part by part."""
+    yield "peak", {str(n): peak(n) for n in range(1, bench.threads + 1)}
+    yield "bandwidth", {str(n): bandwidth(n) for n in range(1, bench.threads + 1)}
+    work: dict[Part, Callable[[], Any]] = {
+        "convolutions": lambda: list(_convolutions(bench, full)),
+        "others": lambda: [
+            row for each in OTHERS for row in bench.rows("others", each.name, str(each), each.problem())
+        ],
+        "networks": lambda: networks(bench.threads, bench.rounds, bench.samples),
+        "startup": lambda: startup(bench.rounds, bench.samples),
+        "memory": memory,
+        "scaling": lambda: [*_by_size(bench), *_by_threads(bench)] if full else [],
+    }
+    for part in parts:
+        yield part, work[part]()
 
 
-def _by_threads(bench: Bench, each: Any) -> Iterator[dict[str, Any]]:
-    for count in range(1, bench.threads + 1):
-        numba.set_num_threads(count)
-        fewer = replace(bench, threads=count)
-        for row in fewer.rows("scaling threads", each.name, str(each), each.problem("conv2d")):
-            yield row | {"scaled": count}
+def _convolutions(bench: Bench, full: bool) -> Iterator[dict[str, Any]]:
+    for group, convolutions in {"shapes": (*LETTERS, *EXTRA), **(NETWORKS if full else {})}.items():
+        for each in convolutions:
+            yield from bench.rows(group, each.name, str(each), *map(each.problem, GRADIENTS))
+
+
+def _by_size(bench: Bench) -> Iterator[dict[str, Any]]:
+    for axis, convolutions in SCALING.items():
+        for each in convolutions:
+            for row in bench.rows(f"scaling {axis}", each.name, str(each), each.problem("conv2d")):
+                yield row | {"scaled": getattr(each, axis)}
+
+
+def _by_threads(bench: Bench) -> Iterator[dict[str, Any]]:
+    for each in (LETTERS[0], LETTERS[3]):
+        for count in range(1, bench.threads + 1):
+            numba.set_num_threads(count)
+            fewer = replace(bench, threads=count)
+            for row in fewer.rows("scaling threads", each.name, str(each), each.problem("conv2d")):
+                yield row | {"scaled": count}
 
 
 def machine(threads: int, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -202,17 +203,15 @@ def main(
     """
     settings = restart_with(threads)
     load = os.getloadavg()[0]
+    folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(threads, rounds, re.compile(only))
-    found = measured(bench, full, parts)
-    data = {
-        "command": f"make bench{'-full' * full}",
-        "machine": machine(threads, settings),
-        "load": {"before": load, "after": os.getloadavg()[0]},
-        "samples": asdict(bench.samples),
-        "wrong": bench.wrong,
-        **found,
-    }
-    write_whole(folder / "cpu.json", json.dumps(data, indent=1).encode())
+    data: dict[str, Any] = {"command": f"make bench{'-full' * full}"}
+    # After each part, for all of them take long.
+    for part, found in measured(bench, full, parts):
+        data[part] = found
+        data |= {"machine": machine(threads, settings), "load": {"before": load, "after": os.getloadavg()[0]}}
+        data |= {"samples": asdict(bench.samples), "wrong": bench.wrong}
+        write_whole(folder / "cpu.json", json.dumps(data, indent=1).encode())
     write_page(data, folder)
     print(f"Written: {folder / 'cpu.md'}; of {bench.samples.taken} samples {bench.samples.rejected} were taken again")
     return bool(bench.wrong)

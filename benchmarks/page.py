@@ -93,8 +93,8 @@ def _convolutions(data: Mapping[str, Any], folder: Path) -> Iterator[str]:
     peak, bandwidth = data["peak"][threads] / 1e9, data["bandwidth"][threads] / 1e9
     yield "### Roofline"
     yield (
-        "The equation's own operations over the time, whatever an algorithm saves of them: Winograd's may be above the "
-        "roof. A flop per byte is counted as if every array moved once."
+        "The roof is the measured peak or, where that takes longer, moving every array once. Operations are those of the "
+        "equation, whatever an algorithm saves of them: Winograd's may be above the roof."
     )
     yield _figure(folder, "roofline", "Roofline with the measured peak", plots.roofline(points, peak, bandwidth))
     yield f"### Every time\n\n<details><summary>Milliseconds of everybody</summary>\n\n{_times(rows)}\n\n</details>"
@@ -133,10 +133,11 @@ def _compared(rows: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> str
         if any("algorithm" in each for each in row["ours"].values()):
             cells.append(", ".join(dict.fromkeys(each["algorithm"] for each in row["ours"].values())))
             best = min(each["seconds"] for each in row["ours"].values())
-            cells.append(f"{row['flops'] / best / data['peak'][threads]:.0%}")
+            roof = min(data["peak"][threads], row["flops"] / row["traffic"] * data["bandwidth"][threads])
+            cells.append(f"{row['flops'] / best / roof:.0%}")
         lines.append(cells)
     head = ["problem", "", "fastest peer", "its ms", "strict of goal", "fast of goal"]
-    head += ["algorithm", "of peak"] if len(lines[0]) > len(head) else []
+    head += ["algorithm", "of the roof"] if len(lines[0]) > len(head) else []
     return _table(head, lines)
 
 
