@@ -140,8 +140,8 @@ def show(console: Console, found: Scoreboard) -> None:
         if entry.report is None:
             console.print(f"{entry.adapter} {entry.op}: not checked, {entry.why}", markup=False)
     for adapter in found.adapters:
-        for operator, finding, results in fallen(found, adapter):
-            console.print(f"\n[bold]{adapter}[/] {operator}: {escape(_theorems(results))}")
+        for finding, results in fallen(found, adapter):
+            console.print(f"\n[bold]{adapter}[/] {', '.join(_operators(results))}: {escape(_theorems(results))}")
             console.print(f"{_message(results[0])}\n{_known(finding, finding.link if finding else '')}", markup=False)
 
 
@@ -167,11 +167,11 @@ def as_markdown(found: Scoreboard) -> str:
         cells = {each: [text(found.cell(adapter, each, level)) for level in HELD] for each in found.operators}
         rows = ((f"`{operator}`", *row) for operator, row in cells.items() if set(row) - {SIGNS["unsupported"], ""})
         parts += [f"## {adapter}", _table(("operator", *HELD), rows)]
-        for operator, finding, results in fallen(found, adapter):
+        for finding, results in fallen(found, adapter):
             link = finding.link if finding else ""
             target = f"[{link}]({link.removeprefix('docs/')})" if link else ""
             parts += [
-                f"**`{operator}`**: {_known(finding, target)}",
+                f"**{', '.join(f'`{each}`' for each in _operators(results))}**: {_known(finding, target)}",
                 f"Fell: {_theorems(results)}. For example, {_message(results[0])}.",
                 f"<details><summary>The smallest case, to paste into Python</summary>\n\n"
                 f"```python\n{code(adapter, results[0])}\n```\n\n</details>",
@@ -179,16 +179,20 @@ def as_markdown(found: Scoreboard) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def fallen(found: Scoreboard, adapter: str) -> list[tuple[str, Finding | None, list[Result]]]:
-    """The laws that fell for an adapter, those together that fell for one reason."""
-    together: dict[tuple[str, Finding | None], list[Result]] = {}
+def fallen(found: Scoreboard, adapter: str) -> list[tuple[Finding | None, list[Result]]]:
+    """The laws that fell for an adapter: those together that one finding explains, the others by operator."""
+    together: dict[Finding | str, list[Result]] = {}
     for result, finding in found.fallen(adapter):
-        together.setdefault((result.operator, finding), []).append(result)
-    return [(operator, finding, results) for (operator, finding), results in together.items()]
+        together.setdefault(finding or result.operator, []).append(result)
+    return [(cause if isinstance(cause, Finding) else None, results) for cause, results in together.items()]
+
+
+def _operators(results: Iterable[Result]) -> list[str]:
+    return list(dict.fromkeys(result.operator for result in results))
 
 
 def _theorems(results: Iterable[Result]) -> str:
-    return ", ".join(f"{result.level} {result.law.replace('_', ' ')}" for result in results)
+    return ", ".join(dict.fromkeys(f"{result.level} {result.law.replace('_', ' ')}" for result in results))
 
 
 def _message(result: Result) -> str:
