@@ -19,7 +19,7 @@ from kernelproof.spec.parameters import Parameters
 from kernelproof.spec.wiring import Step
 
 from .planner import Algorithm, Problem, decide
-from .winners import unpool
+from .winners import pool, unpool
 from .workspace import borrowed
 
 _HALVES = Window((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1))
@@ -42,13 +42,7 @@ class Fused:
         if algorithm is None:
             return in_a_row(one_by_one(self.steps), perform, parameters, x)
         arguments = x, own["weight"], own.get("bias"), conv.window, conv.groups
-        winner = None
-        if self.pooled:
-            assert algorithm.pooled
-            y, winner = algorithm.pooled(*arguments, self.rectified)
-        else:
-            assert algorithm.rectified
-            y = algorithm.rectified(*arguments)
+        y, winner = self._performed(algorithm, *arguments)
 
         def backward(dy: Any, of_x: bool) -> tuple[dict[str, Any], Any]:
             # A maximum is rectified as its y is, so what does not reach the bias does not reach any winner.
@@ -68,6 +62,13 @@ class Fused:
 
         return y, backward
 
+    def _performed(self, algorithm: Algorithm, *arguments: Any) -> tuple[Any, Any]:
+        """The output, and the winners if it is pooled: in the cache if the algorithm can, else as its rows come out."""
+        if self.pooled and algorithm.pooled:
+            return algorithm.pooled(*arguments, self.rectified)
+        y = (algorithm.rectified if self.rectified else algorithm.run)(*arguments)
+        return pool(y) if self.pooled else (y, None)
+
     def _gradients(
         self, perform: Perform, own: dict[str, Any], x: Any, dy: Any, of_x: bool
     ) -> tuple[dict[str, Any], Any]:
@@ -85,7 +86,7 @@ class Fused:
             return None
         problem = Problem("conv2d", x.shape, weight.shape, conv.window, conv.groups, "float32")
         taken = decide(problem, getattr(perform, "precision", "strict")).taken
-        return taken if (taken.pooled if self.pooled else taken.rectified) else None
+        return taken if taken.rectified or not self.rectified else None
 
 
 def blocks(steps: Sequence[Step]) -> tuple[Block, ...]:

@@ -94,3 +94,24 @@ def test_float64_is_performed_step_by_step() -> None:
     )
     np.testing.assert_array_equal(y, chain.forward(parameters, x))
     assert y.dtype == np.float64
+
+
+@pytest.mark.parametrize("precision", ["strict", "fast"])
+def test_a_tiled_convolution_is_rectified_and_pooled_too(precision: str) -> None:
+    """Weights that are multiples of four leave F(2x2, 3x3) exact; F(4x4, 3x3) is judged where it cannot round."""
+    chain = SpecChain(Conv2d(32, 48, 3, padding=1), ReLU(), MaxPool2d(2), input="n 32 h w")
+    parameters, x = drawn(chain, (2, 32, 15, 17), 1)
+    parameters = {key: 4 * each for key, each in parameters.items()}
+    floats = {key: each.astype(np.float32) for key, each in parameters.items()}
+    right, right_back = chain.vjp(parameters, x)
+    came, back = chain.compile("cpu", precision=precision).vjp(floats, x.astype(np.float32))
+    dy = np.random.default_rng(1).integers(-1, 2, right.shape)
+    gradients, right_gradients = back(dy.astype(np.float32)), right_back(dy)
+    if precision == "strict":
+        np.testing.assert_array_equal(came, right)
+        for key in parameters:
+            np.testing.assert_array_equal(gradients.parameters[key], right_gradients.parameters[key])
+        np.testing.assert_array_equal(gradients.x, right_gradients.x)
+    else:
+        # Outputs are whole numbers, from which F(4x4, 3x3) is off by far less than a half.
+        np.testing.assert_array_equal(np.rint(came), right)
