@@ -15,7 +15,7 @@ from kernelproof.spec import Window
 from .launch import parallel, ready, serial, share, threads
 from .stencils import add_lanes, copy_image, reach, spread, stencil, stencil_dweight
 from .vectors import LANES, call, take
-from .workspace import borrowed, in_lines
+from .workspace import borrowed, empty, in_lines
 
 _ROWS = 4
 """Rows of pixels whose sums are in registers."""
@@ -73,14 +73,6 @@ def workspace(window: Window, x_shape: tuple[int, ...], workers: int) -> int:
     return (
         4 * workers * (in_lines((rows + 1) * (columns + 2 * LANES) + 8 * LANES) + in_lines(_TOGETHER * _TAPS * LANES))
     )
-
-
-def empty(shape: tuple[int, ...]) -> Any:
-    """A new array of float32 that begins at a line of the cache, with whatever it holds."""
-    size = 4 * int(np.prod(shape))
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bool = False) -> Any:

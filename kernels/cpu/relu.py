@@ -8,6 +8,7 @@ from numba import prange
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
+from . import elementwise
 from .launch import launch, parallel, ready, serial
 
 _CHUNK = 2**14
@@ -17,6 +18,8 @@ _CHUNK = 2**14
 @implements(spec.relu, "cpu")
 def relu(x: Any) -> Any:
     """Parallel over chunks of the flattened array. Exact. Any layout; one that is not row-major is copied first."""
+    if x.dtype.newbyteorder("=") == np.float32:
+        return elementwise.perform(elementwise.relu, (ready(x),), 1)[0]
     y = np.empty(x.shape, x.dtype.newbyteorder("="))
     launch(_relu, -(-x.size // _CHUNK), _CHUNK, ready(x).reshape(-1), y.reshape(-1))
     return y
@@ -25,6 +28,8 @@ def relu(x: Any) -> Any:
 @implements(spec.relu_dx, "cpu")
 def relu_dx(dy: Any, x: Any) -> Any:
     """Parallel over chunks of the flattened array. Exact. Any layout; one that is not row-major is copied first."""
+    if x.dtype.newbyteorder("=") == np.float32:
+        return elementwise.perform(elementwise.relu_dx, (ready(dy), ready(x)), 1)[0]
     dx = np.empty(x.shape, x.dtype.newbyteorder("="))
     chunks = -(-x.size // _CHUNK)
     launch(_relu_dx, chunks, _CHUNK, ready(dy).reshape(-1), ready(x).reshape(-1), dx.reshape(-1))

@@ -9,6 +9,7 @@ from numba import prange
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
+from . import elementwise
 from .launch import launch, parallel, ready, serial, share
 from .softmax import divide, exponentials
 from .vectors import call, take
@@ -61,6 +62,9 @@ def sgd(parameter: Any, gradient: Any, velocity: Any, learning_rate: Any, moment
     Any layout; one that is not row-major is copied first. The new arrays are fresh: nothing is updated in place.
     """
     dtype = parameter.dtype.newbyteorder("=")
+    if dtype == np.float32:
+        arrays = ready(parameter), ready(gradient), ready(velocity)
+        return elementwise.perform(elementwise.sgd, arrays, 2, learning_rate, momentum)
     new_parameter, new_velocity = np.empty(parameter.shape, dtype), np.empty(parameter.shape, dtype)
     launch(
         _sgd, -(-parameter.size // _CHUNK), _CHUNK,

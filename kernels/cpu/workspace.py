@@ -1,6 +1,7 @@
 """Memory that fast kernels work in: aligned, pooled, and bounded by what the user allows."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,3 +35,11 @@ def borrowed(floats: int) -> Iterator[np.ndarray]:
 def in_lines(floats: int) -> int:
     """In whole cache lines, and one more: pieces a power of two apart would share the same few lines of the cache."""
     return -(-floats // 16) * 16 + 16
+
+
+def empty(shape: tuple[int, ...]) -> np.ndarray:
+    """A new array of float32 with whatever it holds. It begins at a cache line: no store of a vector straddles two."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + size].view(np.float32).reshape(shape)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from kernelproof import kernels, spec
+from kernelproof.kernels.cpu import depthwise, elementwise, pixel_vectors
+from kernelproof.spec import Window
 
 
 def whole(seed: int, *shape: int) -> np.ndarray:
@@ -38,3 +40,94 @@ def test_pooling_at_the_edges_of_its_vectors(width: int, kernel, stride, padding
         assert kernels.max_pool2d(x, **options).tobytes() == came.tobytes()
         dy = whole(1, *y.shape)
         assert np.array_equal(kernels.max_pool2d_dx(dy, x, **options), spec.max_pool2d_dx(dy, x, **options))
+
+
+GEOMETRIES = [
+    Window((3, 3), (1, 1), ((1, 1), (1, 1))),
+    Window((3, 3), (2, 2), ((1, 1), (1, 1))),
+    Window((3, 2), (2, 2), ((0, 3), (2, 0))),
+    Window((2, 3), (1, 2), ((1, 0), (0, 2))),
+    Window((1, 1)),
+]
+
+
+def products(module, operators, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int):
+    """Each operator as `module` computes it and as it is specified."""
+    x, weight, bias = whole(0, *x_shape), whole(1, *weight_shape), whole(2, weight_shape[0])
+    y = spec.conv2d.body(x, weight, bias, window, groups)
+    dy = whole(3, *y.shape)
+    given = {
+        "conv2d": (x, weight, bias), "conv2d_dx": (dy, weight, x_shape), "conv2d_dweight": (dy, x, weight_shape),
+    }  # fmt: skip
+    for name in operators:
+        came = getattr(module, name)(*given[name], window, groups)
+        yield came, getattr(spec, name).body(*given[name], window, groups)
+
+
+@pytest.mark.parametrize("window", [*GEOMETRIES, Window((2, 3), (3, 1), ((2, 2), (1, 3)), (2, 3))])
+@pytest.mark.parametrize("width", [15, 16, 17, 33, 65])
+def test_pixel_vectors_at_the_edges_of_their_tiles(width: int, window: Window):
+    for height, channels, filters in itertools.product((13, 14, 15), (1, 3), (1, 2, 7)):
+        shapes = (2, 2 * channels, height, width), (2 * filters, channels, *window.kernel)
+        for came, right in products(pixel_vectors, ("conv2d", "conv2d_dx"), *shapes, window, 2):
+            assert np.array_equal(came, right)
+
+
+@pytest.mark.parametrize("window", GEOMETRIES)
+@pytest.mark.parametrize("width", [15, 16, 17, 31, 32, 33, 47])
+def test_depthwise_at_the_edges_of_its_vectors_and_rows(width: int, window: Window):
+    operators = [
+        each for each in ("conv2d", "conv2d_dx", "conv2d_dweight")
+        if depthwise.applies(each, window, (9, 1, *window.kernel), 9)
+    ]  # fmt: skip
+    for height in range(5, 10):
+        for came, right in products(depthwise, operators, (2, 9, height, width), (9, 1, *window.kernel), window, 9):
+            assert np.array_equal(came, right)
+
+
+def test_depthwise_results_stored_past_the_caches_are_the_same(monkeypatch):
+    x, weight = whole(0, 2, 4, 7, 32), whole(1, 4, 1, 3, 3)
+    arguments = x, weight, None, GEOMETRIES[0], 4
+    before = depthwise.conv2d(*arguments)
+    monkeypatch.setattr(depthwise, "_LARGE", 0)
+    assert np.array_equal(depthwise.conv2d(*arguments), before)
+
+
+def test_what_stands_behind_an_image_does_not_reach_its_gradient():
+    x, dy = np.full((1, 2, 3, 17), np.inf, np.float32), whole(1, 1, 2, 3, 17)
+    x[0, 0] = 1
+    dweight = depthwise.conv2d_dweight(dy, x, (2, 1, 3, 3), GEOMETRIES[0], 2)
+    assert np.isfinite(dweight[0]).all()
+
+
+@pytest.mark.parametrize("past", [0, 2**24])
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 2**14 - 1, 2**14 + 17])
+def test_elements_at_the_edges_of_vectors_and_chunks(size: int, past: int, monkeypatch):
+    monkeypatch.setattr(elementwise, "_LARGE", past)
+    x, dy, velocity = whole(0, size), whole(1, size), whole(2, size)
+    x[::5], x[1::7] = np.nan, -0.0
+    assert kernels.relu(x).tobytes() == spec.relu(x).tobytes()
+    assert kernels.relu_dx(dy, x).tobytes() == spec.relu_dx(dy, x).tobytes()
+    for came, right in zip(
+        kernels.sgd(x, dy, velocity, learning_rate=0.5, momentum=0.25),
+        spec.sgd(x, dy, velocity, learning_rate=0.5, momentum=0.25),
+        strict=True,
+    ):
+        assert np.array_equal(came, right, equal_nan=True)
+
+
+@pytest.mark.parametrize("classes", [1, 15, 16, 17, 100])
+@pytest.mark.parametrize("greatest", [3.0, np.inf, np.nan])
+def test_cross_entropy_at_the_edges_of_its_vectors(classes: int, greatest: float):
+    logits = np.random.default_rng(classes).normal(0, 30, (5, classes)).astype(np.float32)
+    logits[2, classes // 2] = greatest
+    target = np.arange(5) % classes
+    exact = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        right = spec.cross_entropy(exact, target), spec.cross_entropy_dlogits(exact, target)
+    came = kernels.cross_entropy(logits, target), kernels.cross_entropy_dlogits(logits, target)
+    # Where the logits lie this far apart, their own rounding below the greatest is the error.
+    unit = np.spacing(np.float32(1)) * (np.nanmax(np.abs(logits[np.isfinite(logits)])) * 2 + classes)
+    for each, exactly in zip(came, right, strict=True):
+        assert np.array_equal(np.isnan(each), np.isnan(exactly))
+        assert np.all(np.isnan(exactly) | (np.abs(each - exactly) <= unit * (1 + np.abs(exactly))))
