@@ -93,8 +93,8 @@ def _convolutions(data: Mapping[str, Any], folder: Path) -> Iterator[str]:
     peak, bandwidth = data["peak"][threads] / 1e9, data["bandwidth"][threads] / 1e9
     yield "### Roofline"
     yield (
-        "The roof is the measured peak or, where that takes longer, moving every array once. Operations are those of the "
-        "equation, whatever an algorithm saves of them: Winograd's may be above the roof."
+        "The roof is the measured peak or, where that takes longer, moving every array once. Operations are those of "
+        "the equation, whatever an algorithm saves of them: Winograd's may be above the roof."
     )
     yield _figure(folder, "roofline", "Roofline with the measured peak", plots.roofline(points, peak, bandwidth))
     yield f"### Every time\n\n<details><summary>Milliseconds of everybody</summary>\n\n{_times(rows)}\n\n</details>"

@@ -80,9 +80,9 @@ def _mobilenet() -> Iterator[Convolution]:
     blocks = ((32, 112, 64, 1), (64, 112, 128, 2), (128, 56, 128, 1), (128, 56, 256, 2), (256, 28, 256, 1),
               (256, 28, 512, 2), (512, 14, 512, 1), (512, 14, 1024, 2), (1024, 7, 1024, 1))  # fmt: skip
     for channels, size, filters, stride in blocks:
-        name = f"{channels}, {size}x{size}"
-        yield _same(f"depthwise {name}", 8, channels, size, channels, stride=stride, groups=channels)
-        yield _same(f"pointwise {name}", 8, channels, size // stride, filters, 1)
+        name, after = f"depthwise {channels}" + " stride 2" * (stride == 2), size // stride
+        yield _same(name, 8, channels, size, channels, stride=stride, groups=channels)
+        yield _same(f"pointwise {channels} -> {filters}", 8, channels, after, filters, 1)
 
 
 MOBILENET = tuple(_mobilenet())
