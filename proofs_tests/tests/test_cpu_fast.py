@@ -7,6 +7,8 @@ import pytest
 
 from kernelproof import kernels, spec
 from kernelproof.kernels.cpu import depthwise, elementwise, pixel_vectors
+from kernelproof.proofs.bounds import rounding_bound
+from kernelproof.proofs.problems import Problem
 from kernelproof.spec import Window
 
 
@@ -117,17 +119,19 @@ def test_elements_at_the_edges_of_vectors_and_chunks(size: int, past: int, monke
 
 
 @pytest.mark.parametrize("classes", [1, 15, 16, 17, 100])
-@pytest.mark.parametrize("greatest", [3.0, np.inf, np.nan])
-def test_cross_entropy_at_the_edges_of_its_vectors(classes: int, greatest: float):
+@pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy.dlogits"])
+def test_cross_entropy_at_the_edges_of_its_vectors(name: str, classes: int):
     logits = np.random.default_rng(classes).normal(0, 30, (5, classes)).astype(np.float32)
-    logits[2, classes // 2] = greatest
-    target = np.arange(5) % classes
-    exact = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        right = spec.cross_entropy(exact, target), spec.cross_entropy_dlogits(exact, target)
-    came = kernels.cross_entropy(logits, target), kernels.cross_entropy_dlogits(logits, target)
-    # Where the logits lie this far apart, their own rounding below the greatest is the error.
-    unit = np.spacing(np.float32(1)) * (np.nanmax(np.abs(logits[np.isfinite(logits)])) * 2 + classes)
-    for each, exactly in zip(came, right, strict=True):
-        assert np.array_equal(np.isnan(each), np.isnan(exactly))
-        assert np.all(np.isnan(exactly) | (np.abs(each - exactly) <= unit * (1 + np.abs(exactly))))
+    arrays = {"logits": logits, "target": np.arange(5) % classes}
+    shapes = {key: each.shape for key, each in arrays.items()}
+    problem = Problem(name, shapes, {}, () if name == "cross_entropy" else logits.shape, "normal")
+    (bound,) = rounding_bound(problem, arrays, "float32")
+    exact = arrays | {"logits": logits.astype(np.float64)}
+    came = kernels.backend("cpu")(spec.find(name), **arrays)
+    assert np.all(np.abs(came - spec.find(name)(**exact)) <= bound)
+    for special in (np.inf, -np.inf, np.nan):
+        arrays["logits"][2, classes // 2] = special
+        with np.errstate(invalid="ignore"):
+            right = spec.find(name)(**exact | {"logits": arrays["logits"].astype(np.float64)})
+        came = kernels.backend("cpu")(spec.find(name), **arrays)
+        assert np.array_equal(np.isnan(came), np.isnan(right))
