@@ -12,7 +12,7 @@ from .conv_elements import input_gradient_at, output_at, weight_gradient_of
 from .launch import THREADS, block_sum, launch, position
 
 if not SIMULATED:
-    from . import fast_conv, fast_dweight
+    from . import elementwise, fast_conv, fast_dweight
 else:
     fast_conv = None  # The simulator knows no PTX.
 
@@ -63,13 +63,15 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: Any, window: Any, groups: Any,
 
 @implements(spec.conv2d_dbias, "cuda", array_type=DeviceArray)
 def conv2d_dbias(dy: Any) -> Any:
-    """Up to 64 blocks per filter sum shares of the images, each thread every 256th position in rising order.
+    """One thread in 256 positions or more, one block or more per filter, then the sum of their shares, in fixed trees.
 
-    Then one block per filter adds the shares; sums in a block are a fixed tree. Accumulated in the arrays' type. Any
-    strides, no copies; 64-bit indices.
+    float32 in one piece: elementwise.py. Else up to 64 blocks per filter, each thread every 256th position of a share
+    of the images in rising order. Accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
-    shares = dy.empty((dy.shape[1], max(1, min(dy.shape[0], MOST_SHARES))))
     dbias = dy.empty((dy.shape[1],))
+    if not SIMULATED and elementwise.bias_gradient(dy, dbias):
+        return dbias
+    shares = dy.empty((dy.shape[1], max(1, min(dy.shape[0], MOST_SHARES))))
     launch(_conv2d_dbias_shares, shares.size * THREADS, dy, shares)
     launch(_conv2d_dbias, dbias.size * THREADS, shares, dbias)
     return dbias

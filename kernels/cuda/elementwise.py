@@ -1,4 +1,4 @@
-"""What touches every element once, at the speed of memory: sixteen loads of a thread in flight, then sixteen stores.
+"""What touches every element once, at the speed of memory: sixteen loads of a thread in flight, then what they are for.
 
 For float32 arrays that lie in one piece, on a GPU; the plain kernels serve the others. Exact, as those are. A thread's
 elements lie a whole grid apart, so that the threads of a warp read side by side.
@@ -11,8 +11,11 @@ from numba import cuda
 from numba.cuda import types
 
 from .arrays import DeviceArray
+from .direct import SUM, sum_of_shares
 from .driver import Kernel, multiprocessors
-from .ptx import F32, device_function, unpacked
+from .implicit_gemm import divided
+from .plan import division
+from .ptx import F32, device_function, load_global, store_global, unpacked
 from .tensor_core import CHANNELS, SIXTEEN, gather, scatter
 
 THREADS, BLOCKS = 256, 8
@@ -92,4 +95,50 @@ def elementwise(name: str, *arrays: DeviceArray) -> bool:
     result = arrays[-1]
     blocks = min(-(-result.size // (CHANNELS * THREADS)), BLOCKS * multiprocessors(result.place.device))
     KERNELS[name](blocks, result.place.stream, *(each.address for each in arrays), result.size)
+    return True
+
+
+@cuda.jit(device=True)
+def _entry(dy, i, count, plane, step, multiplier, shift):
+    """Entry i of a filter's planes, which lie `step` apart; zero behind the last."""
+    if i >= count:
+        return types.float32(0)
+    n = divided(types.int32(i), multiplier, shift)
+    return load_global(dy + (types.int64(n) * (step - plane) + i) * 4)
+
+
+def _plane_sums(dy, shares, count, plane, step, multiplier, shift):
+    """A filter's planes, the grid's second axis: each thread sums a share in four chains, each warp in a fixed tree."""
+    k, apart = cuda.blockIdx.y, cuda.gridsize(1)
+    dy += types.int64(k) * plane * 4
+    a = b = c = d = types.float32(0)
+    for i in range(cuda.grid(1), count, 4 * apart):
+        a += _entry(dy, i, count, plane, step, multiplier, shift)
+        b += _entry(dy, i + apart, count, plane, step, multiplier, shift)
+        c += _entry(dy, i + 2 * apart, count, plane, step, multiplier, shift)
+        d += _entry(dy, i + 3 * apart, count, plane, step, multiplier, shift)
+    total = (a + b) + (c + d)
+    for lanes in (16, 8, 4, 2, 1):
+        total += cuda.shfl_xor_sync(0xFFFFFFFF, total, lanes)
+    if cuda.threadIdx.x & 31 == 0:
+        store_global(shares + (types.int64(cuda.grid(1) >> 5) * cuda.gridDim.y + k) * 4, total)
+
+
+_PLANE_SUMS = Kernel("plane sums", _plane_sums, types.void(*[types.int64] * 5, types.int32, types.int32), THREADS)
+_SUM = Kernel("sum_of_shares of planes", sum_of_shares, SUM, THREADS)
+
+
+def bias_gradient(dy: DeviceArray, dbias: DeviceArray) -> bool:
+    """Sum each filter's planes, if dy lies in one piece; whether that was done."""
+    plane, filters = dy.shape[2] * dy.shape[3], dy.shape[1]
+    count = dy.shape[0] * plane
+    if dy.dtype.name != "float32" or not dy.is_contiguous() or not 0 < count < 2**29 or not 0 < filters < 2**16:
+        return False
+    blocks = max(1, min(-(-count // (4 * THREADS)), BLOCKS * multiprocessors(dy.place.device) // filters))
+    lines, stream = blocks * THREADS // 32, dy.place.stream
+    shares = dy.empty((lines, filters))
+    _PLANE_SUMS(
+        (blocks, filters), stream, dy.address, shares.address, count, plane, filters * plane, *division(plane)
+    )  # fmt: skip
+    _SUM(-(-filters * 32 // THREADS), stream, shares.address, dbias.address, lines, filters)
     return True

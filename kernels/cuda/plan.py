@@ -104,7 +104,7 @@ def division(divisor: int) -> tuple[int, int]:
     return (multiplier - 2**32 if multiplier >= 2**31 else multiplier), shift  # As a signed word.
 
 
-def _splits(problem: Problem, precision: str) -> list[Block]:
+def splits(problem: Problem, precision: str) -> list[Block]:
     """The blocks that can serve the problem, the best first: a whole filter, its rows, single taps."""
     (rows, row), (_, stride_w) = problem.taps, problem.stride
     if rows == row == 1:
@@ -224,7 +224,7 @@ def _pixel_tiles(problem: Problem, block: Block) -> int:
 @functools.lru_cache(4096)
 def _best(problem: Problem, precision: str, multiprocessors: int = 132) -> Block | None:
     """The block, and the columns whose tiles fill the multiprocessors' turns best; the fewer columns of two as good."""
-    for block in _splits(problem, precision):
+    for block in splits(problem, precision):
         widths = [dataclasses.replace(block, columns=columns) for columns in COLUMNS if columns <= block.columns]
         fitting = [each for each in widths if _stages(problem, each) >= 2]
         if fitting:
@@ -242,6 +242,11 @@ def plan(problem: Problem, precision: str, multiprocessors: int, rectify: bool =
     """The work for a problem that `explain` has nothing against."""
     block = _best(problem, precision, multiprocessors)
     assert block is not None, explain(problem, precision)
+    return numbers(problem, block, rectify)
+
+
+def numbers(problem: Problem, block: Block, rectify: bool = False) -> Plan:
+    """The work for a problem with one of the blocks that can serve it."""
     h, w = _axes(problem, block)
     step_h, step_w = _steps(problem, block)
     filter_blocks = -(-problem.filters // block.filters)

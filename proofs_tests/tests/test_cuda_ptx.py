@@ -16,9 +16,17 @@ types: Any = importlib.import_module("numba.cuda.types")
 GPUS = ((7, 0), (8, 0), (9, 0))
 
 PAIR = types.UniTuple(types.int64, 2)
-GEOMETRY = {"kernel": PAIR, "stride": PAIR, "dilation": PAIR, "padding": types.UniTuple(PAIR, 2), "groups": types.int64}
+GEOMETRY = {
+    "kernel": PAIR,
+    "windows": PAIR,
+    "stride": PAIR,
+    "dilation": PAIR,
+    "padding": types.UniTuple(PAIR, 2),
+    "groups": types.int64,
+}
 INTEGERS = ("winner", "target")
 VECTORS = ("bias", "dbias", "losses", "loss", "target")
+MATRICES = ("shares",)
 
 
 def compilers_are_installed() -> bool:
@@ -54,7 +62,8 @@ def signature(module: str, core: Any, scalar: Any) -> tuple[Any, ...]:
             return GEOMETRY[name]
         if name in ("learning_rate", "momentum"):
             return scalar
-        return types.Array(types.int64 if name in INTEGERS else scalar, 1 if name in VECTORS else axes, "A")
+        rank = 1 if name in VECTORS else 2 if name in MATRICES else axes
+        return types.Array(types.int64 if name in INTEGERS else scalar, rank, "A")
 
     return tuple(kind(name) for name in inspect.signature(core.py_func).parameters)
 

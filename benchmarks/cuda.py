@@ -1,0 +1,336 @@
+"""Convolutions and a training step on a GPU beside PyTorch and cuDNN: times, errors against float64, share of the roofline.
+
+    python benchmarks/cuda.py --json benchmarks/cuda.json --table docs/cuda.md
+
+Every time is the median of replays of one CUDA graph that runs a call on several buffers in turn, so that no operand is
+in the cache; what a call launches is all in it, packing of weights and looking for special values included. PyTorch has
+cudnn.benchmark on. A result whose error is beyond its precision's is an error here, not a row.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+
+from kernelproof import kernels
+from kernelproof.kernels.cuda.graph import TrainingStep
+from kernelproof.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU, SpecChain
+
+F: Any = torch.nn.functional
+CACHE, REPLAYS = 120e6, 12
+MEMORY, TENSOR, PRODUCTS = 4.3e12, 911e12, {"strict": 6, "fast": 3, "tf32": 2}
+"""Bytes and bf16 operations a second, measured on an H200, and how many bf16-sized products a product costs."""
+LARGEST_ERROR = {"strict": 2e-6, "fast": 2e-6, "tf32": 2e-3}
+"""Of |error| / sum |x||w|: what tells the right result of a precision from a wrong one."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution: images, channels, image size, filters, filter size, stride, padding, groups."""
+
+    name: str
+    n: int
+    c: int
+    h: int
+    k: int
+    r: int
+    stride: int = 1
+    groups: int = 1
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"stride": self.stride, "padding": self.r // 2, "groups": self.groups}
+
+    @property
+    def text(self) -> str:
+        step = f" /{self.stride}" if self.stride > 1 else ""
+        depth = " depthwise" if self.groups > 1 else ""
+        return f"{self.n}x{self.c}x{self.h}x{self.h} -> {self.k}, {self.r}x{self.r}{step}{depth}"
+
+
+SHAPES = (
+    Shape("kernels", 32, 64, 56, 64, 3),
+    Shape("kernels", 16, 128, 28, 128, 3),
+    Shape("kernels", 32, 512, 14, 512, 1),
+    Shape("kernels", 256, 32, 14, 64, 3),
+    Shape("kernels", 256, 1, 28, 32, 3),
+    Shape("kernels", 16, 256, 32, 256, 3, groups=256),
+    Shape("ResNet-18", 32, 3, 224, 64, 7, 2),
+    Shape("ResNet-18", 32, 64, 56, 128, 3, 2),
+    Shape("ResNet-18", 32, 64, 56, 128, 1, 2),
+    Shape("ResNet-18", 32, 128, 28, 128, 3),
+    Shape("ResNet-18", 32, 128, 28, 256, 3, 2),
+    Shape("ResNet-18", 32, 256, 14, 256, 3),
+    Shape("ResNet-18", 32, 256, 14, 512, 3, 2),
+    Shape("ResNet-18", 32, 512, 7, 512, 3),
+    Shape("MobileNetV1", 32, 3, 224, 32, 3, 2),
+    Shape("MobileNetV1", 32, 32, 112, 32, 3, groups=32),
+    Shape("MobileNetV1", 32, 32, 112, 64, 1),
+    Shape("MobileNetV1", 32, 64, 112, 64, 3, 2, groups=64),
+    Shape("MobileNetV1", 32, 64, 56, 128, 1),
+    Shape("MobileNetV1", 32, 128, 56, 128, 3, groups=128),
+    Shape("MobileNetV1", 32, 256, 28, 256, 1),
+    Shape("MobileNetV1", 32, 512, 14, 512, 3, groups=512),
+    Shape("MobileNetV1", 32, 512, 7, 1024, 1),
+)
+PASSES = ("forward", "dx", "dweight")
+PEERS = {"fp32": (False, False), "fp32 NHWC": (False, True), "tf32": (True, False), "tf32 NHWC": (True, True)}
+"""cuDNN's: whether TF32 is allowed, whether memory is channels-last."""
+
+
+def graph_time(calls: list[Callable[[], Any]]) -> float:
+    """Microseconds of a call, in a graph of all of them."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(REPLAYS + 2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[2:]) * 1e3 / len(calls)
+
+
+def gradient(which: str, dy: Any, x: Any, weight: Any, shape: Shape) -> Any:
+    """cuDNN's dx or dweight."""
+    mask = [which == "dx", which == "dweight", False]
+    stride, padding = [shape.stride] * 2, [shape.r // 2] * 2
+    results = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, [1, 1], False, [0, 0], shape.groups, mask
+    )
+    return results[0 if which == "dx" else 1]
+
+
+def calls(which: str, sets: list[tuple[Any, Any, Any]], shape: Shape, precision: str | None) -> list[Callable[[], Any]]:
+    """One call for each set of x, weight and dy: ours at a precision, or cuDNN's."""
+    o = shape.options
+    if which == "forward":
+        if precision is None:
+            return [
+                lambda x=x, w=w: F.conv2d(x, w, None, shape.stride, shape.r // 2, 1, shape.groups) for x, w, _ in sets
+            ]
+        return [lambda x=x, w=w: kernels.conv2d(x, w, precision=precision, **o) for x, w, _ in sets]
+    if precision is None:
+        return [lambda x=x, w=w, dy=dy: gradient(which, dy, x, w, shape) for x, w, dy in sets]
+    if which == "dx":
+        return [
+            lambda x=x, w=w, dy=dy: kernels.conv2d_dx(dy, w, x.shape, precision=precision, **o) for x, w, dy in sets
+        ]
+    return [
+        lambda x=x, w=w, dy=dy: kernels.conv2d_dweight(dy, x, w.shape, precision=precision, **o) for x, w, dy in sets
+    ]
+
+
+def measure(shape: Shape) -> list[dict[str, Any]]:
+    """A row for each pass."""
+    p = (shape.h + 2 * (shape.r // 2) - shape.r) // shape.stride + 1
+    x_size, y_size = shape.n * shape.c * shape.h**2, shape.n * shape.k * p**2
+    count = max(2, min(8, math.ceil(CACHE / (4 * (x_size + y_size)))))
+    sets = []
+    for _ in range(count):
+        x = torch.randn(shape.n, shape.c, shape.h, shape.h, device="cuda")
+        weight = torch.randn(shape.k, shape.c // shape.groups, shape.r, shape.r, device="cuda") * 0.1
+        sets.append((x, weight, torch.randn(shape.n, shape.k, p, p, device="cuda")))
+    wide = [tuple(each.contiguous(memory_format=torch.channels_last) for each in one) for one in sets]
+    exact = [tuple(each.double() for each in sets[0])]
+    magnitudes = [tuple(each.abs() for each in exact[0])]
+    products = 2.0 * y_size * shape.c // shape.groups * shape.r**2
+    rows = []
+    for which in PASSES:
+        right, scale = (calls(which, each, shape, None)[0]() for each in (exact, magnitudes))
+
+        def error(result: Any) -> float:
+            return float(((result.double() - right).abs() / scale.clamp_min(1e-300)).max())
+
+        row: dict[str, Any] = {"shape": shape.text, "network": shape.name, "pass": which, "us": {}, "error": {}}
+        for name, (tf32, is_wide) in PEERS.items():
+            torch.backends.cudnn.allow_tf32 = tf32
+            ours = calls(which, wide if is_wide else sets, shape, None)
+            row["us"][f"cuDNN {name}"], row["error"][f"cuDNN {name}"] = graph_time(ours), error(ours[0]())
+        torch.backends.cudnn.allow_tf32 = False
+        for precision, largest in LARGEST_ERROR.items():
+            ours = calls(which, sets, shape, precision)
+            row["error"][precision] = error(ours[0]())
+            if not row["error"][precision] <= largest:
+                raise AssertionError(f"{shape.text} {which} {precision}: error {row['error'][precision]:.1e}")
+            row["us"][precision] = graph_time(ours)
+        floor = max(4 * (x_size + y_size) / MEMORY, products * PRODUCTS["strict"] / TENSOR) * 1e6
+        row["roofline"] = floor / row["us"]["strict"]
+        rows.append(row)
+        print(f"{shape.text:48} {which:8}", {key: round(value, 1) for key, value in row["us"].items()}, flush=True)
+    return rows
+
+
+def cnn2() -> SpecChain:
+    """The network of the training step."""
+    return SpecChain(
+        Conv2d(1, 32, 3, padding=1), ReLU(), MaxPool2d(2), Conv2d(32, 64, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(),
+        Linear(3136, 10), input="n 1 28 28",
+    )  # fmt: skip
+
+
+def torch_step(parameters: dict[str, Any], velocity: dict[str, Any], x: Any, target: Any) -> Any:
+    """The same step in PyTorch."""
+    for each in parameters.values():
+        each.grad = None
+    loss = F.cross_entropy(torch_forward(parameters, x), target)
+    loss.backward()
+    with torch.no_grad():
+        for key, each in parameters.items():
+            velocity[key].mul_(0.9).add_(each.grad)
+            each.sub_(0.1 * velocity[key])
+    return loss.detach()
+
+
+def torch_forward(parameters: dict[str, Any], x: Any) -> Any:
+    """The same network in PyTorch."""
+    for layer in ("conv1", "conv2"):
+        x = F.conv2d(x, parameters[f"{layer}.weight"], parameters[f"{layer}.bias"], padding=1)
+        x = F.max_pool2d(F.relu(x), 2)
+    return F.linear(x.flatten(1), parameters["fc1.weight"], parameters["fc1.bias"])
+
+
+def event_time(call: Callable[[], Any], count: int = 30) -> float:
+    """Microseconds of a call, one after the other."""
+    for _ in range(5):
+        call()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(count):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) * 1e3 / count
+
+
+def training(batch: int, compiled: bool) -> dict[str, Any]:
+    """A step of CNN2 for a batch, ours as one graph, PyTorch's eager and compiled."""
+    chain = cnn2()
+    start = {key: torch.from_numpy(np.asarray(each)).cuda() for key, each in chain.initialise(0).items()}
+    x, target = torch.randn(batch, 1, 28, 28, device="cuda"), torch.randint(0, 10, (batch,), device="cuda")
+
+    def fresh(dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        parameters = {key: each.to(dtype).clone().requires_grad_() for key, each in start.items()}
+        return parameters, {key: torch.zeros_like(each) for key, each in parameters.items()}
+
+    exact, gradients = fresh(torch.float64)
+    torch_step(exact, gradients, x.double(), target)
+    row: dict[str, Any] = {"batch": batch, "us": {}, "error": {}}
+
+    def error(velocity: dict[str, Any]) -> float:
+        return max(float((velocity[key].double() - each).norm() / each.norm()) for key, each in gradients.items())
+
+    for precision in LARGEST_ERROR:
+        step = TrainingStep(
+            chain.compile("cuda", precision=precision), start, x, target, learning_rate=0.1, momentum=0.9
+        )
+        step(x, target)
+        row["error"][precision] = error(step.velocity)
+        row["us"][precision] = event_time(lambda step=step: step(x, target))
+    for name, tf32 in (("fp32", False), ("tf32", True)):
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        parameters, velocity = fresh(torch.float32)
+        torch_step(parameters, velocity, x, target)
+        row["error"][f"torch {name}"] = error(velocity)
+        row["us"][f"torch eager {name}"] = event_time(lambda p=parameters, v=velocity: torch_step(p, v, x, target))
+        if compiled:
+            fast = torch.compile(torch_forward, mode="reduce-overhead")
+
+            def step_compiled(p: Any = parameters, v: Any = velocity, f: Any = fast) -> None:
+                for each in p.values():
+                    each.grad = None
+                F.cross_entropy(f(p, x), target).backward()
+                with torch.no_grad():
+                    torch._foreach_mul_(list(v.values()), 0.9)
+                    torch._foreach_add_(list(v.values()), [each.grad for each in p.values()])
+                    torch._foreach_add_(list(p.values()), list(v.values()), alpha=-0.1)
+
+            row["us"][f"torch.compile {name}"] = event_time(step_compiled)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    print(f"CNN2 step, batch {batch}", {key: round(value) for key, value in row["us"].items()}, flush=True)
+    return row
+
+
+def table(result: dict[str, Any]) -> str:
+    """The page for the docs."""
+    lines = [
+        "# CUDA kernels, measured", "",
+        f"{result['gpu']}, driver {result['driver']}, {result['date']}; torch {result['torch']}, cuDNN {result['cudnn']}, "
+        f"numba-cuda {result['numba_cuda']}, numpy {result['numpy']}. Made by `benchmarks/cuda.py`, which says how.", "",
+        "Microseconds a call, what is launched for it all included. Errors are the greatest |error| / sum of |x||w|",
+        "against float64. *strict* is float32 accuracy over the full range, *fast* the same within each image's range.",
+        "The ratio is cuDNN's strict float32 in NCHW over ours: above 1 we win. *Roofline* is the least time that memory",
+        "or six bf16 products for each product allow, over ours.", "",
+        "| shape | pass | strict | fast | tf32 | cuDNN fp32 / NHWC | cuDNN tf32 / NHWC | ratio | error strict / cuDNN | roofline |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in result["convolutions"]:
+        us, error = row["us"], row["error"]
+        lines.append(
+            f"| {row['network']} {row['shape']} | {row['pass']} | {us['strict']:.1f} | {us['fast']:.1f} | {us['tf32']:.1f} "
+            f"| {us['cuDNN fp32']:.1f} / {us['cuDNN fp32 NHWC']:.1f} | {us['cuDNN tf32']:.1f} / {us['cuDNN tf32 NHWC']:.1f} "
+            f"| {us['cuDNN fp32'] / us['strict']:.2f} | {error['strict']:.0e} / {error['cuDNN fp32']:.0e} "
+            f"| {row['roofline']:.0%} |"
+        )
+    lines += ["", "One step of CNN2 (1x28x28, SGD with momentum), microseconds; errors are the worst relative error of a",
+              "parameter's gradient against float64.", ""]  # fmt: skip
+    for row in result["training"]:
+        names = "; ".join(f"{key} {value:.0f}" for key, value in row["us"].items())
+        errors = "; ".join(f"{key} {value:.0e}" for key, value in row["error"].items())
+        lines.append(f"- batch {row['batch']}: {names}. Errors: {errors}.")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where to write all numbers")
+    parser.add_argument("--table", type=Path, help="where to write the page")
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many shapes, from the first on")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args()
+    torch.backends.cudnn.benchmark = True
+    import importlib.metadata
+
+    properties = torch.cuda.get_device_properties(0)
+    from cuda.bindings import driver  # pyright: ignore[reportMissingImports]
+
+    result: dict[str, Any] = {
+        "gpu": properties.name,
+        "driver": str(driver.cuDriverGetVersion()[1]),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "cudnn": str(torch.backends.cudnn.version()),
+        "numba_cuda": importlib.metadata.version("numba-cuda"),
+        "numpy": np.__version__,
+        "python": sys.version.split()[0],
+        "training": [training(batch, not options.no_compile) for batch in (256, 4096)],
+        "convolutions": [row for shape in SHAPES[: options.shapes] for row in measure(shape)],
+    }
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.table:
+        options.table.write_text(table(result))
+
+
+if __name__ == "__main__":
+    main()

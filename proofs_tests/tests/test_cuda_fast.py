@@ -1,0 +1,297 @@
+"""The fast CUDA kernels on machines without a GPU: they compile for Hopper as they count on, and their plans are right.
+
+What the kernels do with a plan is done here in numpy, on whole numbers, and must equal the specification.
+"""
+
+import importlib
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import config
+from test_cuda_ptx import compilers_are_installed
+
+from kernelproof import spec
+from kernelproof.spec.window import Window
+
+pytestmark = [
+    pytest.mark.skipif(bool(getattr(config, "ENABLE_CUDASIM", 0)), reason="the simulator knows no PTX"),
+    pytest.mark.skipif(not compilers_are_installed(), reason="no libNVVM: pip install 'kernelproof[ptx]'"),
+]
+
+
+NAMES = (
+    "again", "elementwise", "fast_conv", "fast_direct", "fast_dweight", "few_outputs", "implicit_gemm", "plan",
+    "pool_by_twos",
+)  # fmt: skip
+
+
+def modules() -> Any:
+    """The fast kernels' modules, which the simulator cannot import."""
+    return SimpleNamespace(**{name: importlib.import_module(f"kernelproof.kernels.cuda.{name}") for name in NAMES})
+
+
+def ptxas() -> str | None:
+    """The assembler of the extra `ptx`, or the toolkit's."""
+    import nvidia  # pyright: ignore[reportMissingImports]
+
+    found = [str(path) for folder in nvidia.__path__ for path in Path(folder).glob("*/bin/ptxas")]
+    return found[0] if found else shutil.which("ptxas")
+
+
+def fast_kernels() -> Iterator[Any]:
+    """Kernels of every kind, with the bytes of spills that they may have."""
+    if config.ENABLE_CUDASIM or not compilers_are_installed():
+        return
+    m = modules()
+    taps = ((3, 3, 16, 136), (1, 2, 16, 104), (1, 1, 32, 128, False))
+    blocks = [m.implicit_gemm.Block("strict", *each) for each in taps]
+    blocks += [m.implicit_gemm.Block(precision, *taps[0]) for precision in ("fast", "tf32")]
+    for block in blocks:
+        pack, convolve = m.fast_conv._kernels(block)
+        # 68 sums in each of two tuples and the scales of images leave a few registers too few.
+        yield pytest.param(convolve, 224 if block.arithmetic.scaled else 96, id=convolve.name)
+        yield pytest.param(pack, 0, id=pack.name)
+    for key in (("strict", 3, True), ("strict", 1, False), ("bf16x3", 2, False), ("bf16", 3, False)):
+        for kernel in m.fast_dweight._kernels(*key):
+            yield pytest.param(kernel, 0, id=kernel.name)
+    others = [
+        m.fast_conv._greatest, m.again.output_again, m.again.input_gradient_again, m.fast_dweight.again,
+        m.fast_direct._kernel("channels", 1, 3, 3), m.fast_direct._kernel("channels", 3, 7, 7),
+        m.fast_direct._kernel("filters", 0, 3, 3), m.fast_direct._gradient_kernel(3, 3, 8), m.fast_direct._sum,
+        *m.elementwise.KERNELS.values(), m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL, m.pool_by_twos._UNPOOL,
+        m.few_outputs._FORWARD, m.few_outputs._DX, m.few_outputs._DWEIGHT,
+    ]  # fmt: skip
+    for kernel in others:
+        yield pytest.param(kernel, 0, id=kernel.name)
+
+
+@pytest.mark.parametrize(("kernel", "spills"), list(fast_kernels()))
+def test_kernel_compiles_for_hopper_within_its_registers(
+    kernel: Any, spills: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hopper = SimpleNamespace(compute_capability=(9, 0))
+    monkeypatch.setattr("numba.cuda.dispatcher.get_current_device", lambda: hopper)
+    text = kernel.ptx((9, 0))
+    assert f".target sm_90{kernel.features}" in text
+    # A maximum of integers is the same in any order; no other result may depend on it.
+    assert set(re.findall(r"(?<![.\w])(?:atom|red)\.[\w.]+", text)) <= {"red.global.max.u32"}
+    assert not re.search(r"\.f64\b", text)
+    assembler = ptxas()
+    if assembler is None:
+        pytest.skip("no ptxas")
+    source = tmp_path / "kernel.ptx"
+    source.write_text(text)
+    came = subprocess.run(
+        [assembler, f"-arch=sm_90{kernel.features}", "-v", source, "-o", tmp_path / "kernel.cubin"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "wgmma.mma_async instructions are serialized" not in came.stderr
+    stored, loaded = map(int, re.findall(r"(\d+) bytes spill", came.stderr))
+    assert max(stored, loaded) <= spills
+    assert int(re.findall(r"Used (\d+) registers", came.stderr)[0]) * kernel.threads <= 65536
+
+
+class Strided:
+    """What plans look at in an array: its shape, strides, scalars and place."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.shape, self.strides, self.dtype, self.size = array.shape, array.strides, array.dtype, array.size
+        self.place = SimpleNamespace(device=0)
+
+
+GEOMETRIES = [
+    # x, weight, stride, padding, dilation, groups
+    ((2, 3, 5, 6), (4, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((2, 3, 5, 6), (4, 3, 3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((3, 2, 5, 4), (2, 2, 3, 3), (1, 1), ((2, 0), (0, 3)), (1, 1), 1),
+    ((1, 2, 7, 9), (2, 2, 3, 3), (1, 1), ((4, 4), (3, 5)), (2, 1), 1),
+    ((2, 2, 7, 8), (3, 2, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 1),
+    ((2, 2, 9, 8), (3, 2, 7, 7), (2, 2), ((3, 3), (3, 3)), (1, 1), 1),
+    ((2, 4, 6, 7), (6, 2, 2, 4), (1, 3), ((0, 1), (2, 1)), (1, 1), 2),
+    ((2, 2, 9, 9), (2, 2, 3, 2), (2, 3), ((1, 0), (0, 2)), (2, 2), 1),
+    ((2, 3, 4, 4), (5, 3, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((2, 3, 5, 4), (5, 3, 1, 1), (2, 2), ((1, 0), (0, 1)), (1, 1), 1),
+    ((1, 1, 6, 12), (2, 1, 1, 9), (1, 1), ((0, 0), (4, 4)), (1, 1), 1),
+    ((2, 2, 3, 3), (2, 2, 3, 3), (3, 3), ((1, 1), (1, 1)), (1, 1), 1),
+]
+
+
+def drawn(geometry: Any) -> tuple[np.ndarray, np.ndarray, Window, int]:
+    x_shape, weight_shape, stride, padding, dilation, groups = geometry
+    generator = np.random.default_rng(5)
+    x, weight = (generator.integers(-9, 10, shape) for shape in (x_shape, weight_shape))
+    return x, weight, Window(weight_shape[2:], stride, padding, dilation), groups
+
+
+def at(memory: np.ndarray, first: int, strides: tuple[int, ...], *index: int) -> int:
+    """An entry of memory by its strides in elements."""
+    return int(memory.reshape(-1)[first + sum(step * i for step, i in zip(strides, index, strict=True))])
+
+
+def carry_out(it: Any, problem: Any, x: np.ndarray, weight: np.ndarray, y: np.ndarray, pixel: int, tap: int) -> None:
+    """What the kernel does with a plan, slot by slot, into the memory of y."""
+    g, block = it.geometry, it.block
+    assert it.shared <= 227 * 1024
+    assert g.stages >= 2
+    assert g.tiles == it.pixel_tiles * g.groups * g.filter_blocks
+
+    def place(slot: int) -> tuple[int, int, int]:
+        (row, column), shift = divmod(slot, g.pitch), (g.pitch_multiplier % 2**32, g.pitch_shift)
+        assert slot * shift[0] >> shift[1] == row
+        return *divmod(row, g.rows), column
+
+    def pixels_of(slot: int, a: int, b: int, group: int) -> list[int]:
+        n, row, column = place(slot)
+        h, w = row * g.stride_h + a * g.phase_h - g.top, column * g.stride_w + b * g.phase_w - g.left
+        if n >= g.images or not (0 <= h < g.height and 0 <= w < g.width):
+            return [0] * g.channels
+        return [at(x, 0, problem.x_strides, n, group * g.channels + c, h, w) for c in range(g.channels)]
+
+    for slot in range(it.pixel_tiles * block.pixels):
+        n, p, q = place(slot)
+        if n >= g.images or p >= g.p or q >= g.q:
+            continue
+        assert slot < it.pixel_tiles * block.pixels
+        for group in range(g.groups):
+            for k in range(g.filters):
+                total = 0
+                for a in range(g.phase_rows):
+                    for b in range(g.phase_columns):
+                        for t in range(block.rows * block.row):
+                            down, across = divmod(t, block.row)
+                            reach = down * g.row_step + across * g.tap_step
+                            assert block.pixels + reach <= g.slots
+                            r, s = a + down, b + across * g.phase_columns
+                            if s < problem.taps[1]:
+                                total += sum(
+                                    value * at(weight, tap, problem.w_strides, group, k, c, r, s)
+                                    for c, value in enumerate(pixels_of(slot + reach, a, b, group))
+                                )
+                y.reshape(-1)[
+                    pixel + n * g.y_n + (group * g.filters + k) * g.y_k + p * g.y_h + q * g.y_w
+                ] = total  # fmt: skip
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_every_block_of_a_plan_computes_the_convolution(geometry: Any) -> None:
+    m = modules()
+    x, weight, window, groups = drawn(geometry)
+    right = spec.conv2d(
+        x, weight, stride=window.stride, padding=window.padding, dilation=window.dilation, groups=groups
+    )
+    y = np.empty(right.shape, np.int64)
+    problem = m.fast_conv.forward(Strided(x), Strided(weight), Strided(y), window, groups)
+    for block in m.plan.splits(problem, "strict"):
+        y[...] = -999
+        carry_out(m.plan.numbers(problem, block), problem, x, weight, y, 0, 0)
+        np.testing.assert_array_equal(y, right)
+
+
+@pytest.mark.parametrize("geometry", [each for each in GEOMETRIES if 1 in (*each[2], max(each[4]))], ids=str)
+def test_phases_of_an_input_gradient_are_convolutions_of_dy(geometry: Any) -> None:
+    m = modules()
+    x, weight, window, groups = drawn(geometry)
+    if max(window.stride) > 1 and max(window.dilation) > 1:
+        pytest.skip("left to the plain kernel")
+    options = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": groups}
+    dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
+    right = spec.conv2d_dx(dy, weight, x.shape, **options)
+    dx = np.zeros(right.shape, np.int64)
+    for phase in m.fast_conv.backward(Strided(dy), Strided(weight), Strided(dx), window, groups):
+        block = m.plan.splits(phase.problem, "strict")[0]
+        it = m.plan.numbers(phase.problem, block)
+        carry_out(it, phase.problem, dy, weight, dx, phase.first_pixel, phase.first_tap)
+    np.testing.assert_array_equal(dx, right)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_tiles_of_a_weight_gradient_are_all_of_it_once(geometry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    m = modules()
+    monkeypatch.setattr(m.fast_dweight, "multiprocessors", lambda device: 132)
+    x, weight, window, groups = drawn(geometry)
+    options = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": groups}
+    dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
+    right = spec.conv2d_dweight(dy, x, weight.shape, **options)
+    it = m.fast_dweight.plan(*map(Strided, (dy, x, weight)), window, groups, "strict")
+    g, came = it.geometry, np.zeros(right.shape, np.int64)
+    assert it.shared <= 227 * 1024
+
+    def entry(of: np.ndarray, slot: int, channel: int, a: int, b: int, is_x: bool) -> int:
+        row, column = divmod(slot, g.pitch)
+        n, row = divmod(row, g.rows)
+        h, w = (row * g.stride_h + a - g.top, column * g.stride_w + b - g.left) if is_x else (row, column)
+        height, width = (g.height, g.width) if is_x else (g.p, g.q)
+        return int(of[n, channel, h, w]) if n < g.images and 0 <= h < height and 0 <= w < width else 0
+
+    per_group = weight.shape[0] // groups
+    for row_block, phase, column_block, t, line in np.ndindex(
+        g.row_blocks, g.column_phases, g.column_blocks, it.taps, 3 if it.rows_as_warpgroups else 1
+    ):
+        r = 3 * row_block + line if it.rows_as_warpgroups else row_block
+        s = phase + (column_block * it.taps + t) * g.column_phases
+        if r >= g.column or s >= g.row:
+            continue
+        a, b = 0 if it.rows_as_warpgroups else r * g.dilation_h, phase * g.dilation_w
+        reach = (column_block * it.taps + t) * g.tap_step + line * g.warpgroup_step
+        assert 96 + line * g.warpgroup_step + t * g.tap_step <= g.slots
+        for k, c in np.ndindex(weight.shape[:2]):
+            channel = k // per_group * g.channels + c
+            came[k, c, r, s] += sum(
+                entry(dy, slot, k, 0, 0, False) * entry(x, slot + reach, channel, a, b, True)
+                for slot in range(g.chunks * 96)
+            )
+    np.testing.assert_array_equal(came, right)
+
+
+def test_division_is_exact_below_two_to_the_31() -> None:
+    m = modules()
+    generator = np.random.default_rng(7)
+    divisors = [1, 2, 3, 7, 57, 64, 113, 2**16 - 1, 2**16 + 1, 2**30, 2**31 - 1, *generator.integers(1, 2**31, 200)]
+    for divisor in map(int, divisors):
+        multiplier, shift = m.plan.division(divisor)
+        multiples = [divisor * int(i) for i in generator.integers(0, 2**31 // divisor + 1, 20)]
+        near = {each + d for each in multiples for d in (-1, 0, 1)} | {0, 2**31 - 1}
+        for number in (each for each in near if 0 <= each < 2**31):
+            assert number * (multiplier % 2**32) >> shift == number // divisor
+
+
+def problem_of(m: Any, **changes: Any) -> Any:
+    sizes = {
+        "images": 8, "groups": 1, "channels": 64, "filters": 64, "taps": (3, 3), "image": (56, 56), "output": (56, 56),
+        "stride": (1, 1), "before": (1, 1), "dilation": (1, 1), "x_strides": (1, 1, 1, 1),
+        "w_strides": (1, 1, 1, 1, 1), "y_strides": (1, 1, 1, 1),
+    }  # fmt: skip
+    return m.plan.Problem(**sizes | changes)
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "reason"),
+    [
+        ({}, {"images": 0}, "something to compute"),
+        ({}, {"channels": 0}, "something to sum"),
+        ({"groups": 64, "channels": 4, "filters": 4}, {"groups": 64, "channels": 3, "filters": 4}, "64 times"),
+        ({}, {"images": 2**20}, "31 bits"),
+        ({"x_strides": (2**31 - 1, 1, 1, 1)}, {"x_strides": (2**31, 1, 1, 1)}, "32-bit"),
+    ],
+)
+def test_a_precondition_holds_on_one_side_of_its_boundary(inside: Any, outside: Any, reason: str) -> None:
+    m = modules()
+    assert m.plan.explain(problem_of(m, **inside), "strict") is None
+    assert reason in m.plan.explain(problem_of(m, **outside), "strict")
+
+
+def test_a_filter_is_taken_row_by_row_where_two_stages_of_it_no_longer_fit() -> None:
+    m = modules()
+    rows = [
+        m.plan.plan(problem_of(m, images=1, image=(9, w), output=(9, w)), "strict", 132).block.rows
+        for w in range(8, 400)
+    ]
+    assert rows == sorted(rows, reverse=True)
+    assert {3, 1} == set(rows)
