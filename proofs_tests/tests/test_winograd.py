@@ -107,3 +107,18 @@ def test_the_bits_do_not_depend_on_the_threads(size: int, shape: tuple[int, ...]
     for threads in (2, 3):
         for one, other in zip(results(threads), alone, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@SIZES
+def test_by_tiles_and_by_panels_give_the_same_bits(size: int, monkeypatch: pytest.MonkeyPatch):
+    random = np.random.default_rng(2)
+    x, weight = (random.standard_normal(each).astype(np.float32) for each in ((2, 290, 9, 8), (70, 290, 3, 3)))
+    window, results = spec.Window((3, 3)), []
+    for most_weights in (0, 2**30):
+        monkeypatch.setattr(winograd, "_WEIGHTS", most_weights)
+        winograd.forward.cache_clear()
+        assert winograd.forward(window, x.shape, weight.shape, 1, size, 1).by_panels == (most_weights == 0)
+        with on_threads(1):
+            results.append(winograd.conv2d(x, weight, None, window, 1, size))
+    winograd.forward.cache_clear()
+    np.testing.assert_array_equal(*results)
