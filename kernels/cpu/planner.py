@@ -19,7 +19,7 @@ from kernelproof.kernels.tuning import fastest, plans
 from kernelproof.spec import Window
 from kernelproof.spec.errors import UnsupportedError
 
-from . import direct, direct_gradient, pixel_vectors, shifted_rows, sweep, winograd, winograd_gradient
+from . import depthwise, direct, direct_gradient, pixel_vectors, shifted_rows, sweep, winograd, winograd_gradient
 from .launch import threads
 from .vectors import LANES, processor
 
@@ -154,6 +154,21 @@ def _pixel_vectors(operator: str, run: Callable[..., Any], plan: Callable[..., s
     )  # fmt: skip
 
 
+def _depthwise(operator: str, run: Callable[..., Any]) -> Algorithm:
+    def applies(problem: Problem) -> bool:
+        return depthwise.applies(operator, problem.window, problem.weight_shape, problem.groups)
+
+    return Algorithm(
+        "depthwise", operator, run,
+        # Nine products for a pixel that is read and one that is written: memory is the limit.
+        lambda problem: 3.0 * problem.multiply_adds,
+        lambda problem: depthwise.workspace(problem.window, problem.x_shape, threads()),
+        "a channel's rows stay in registers while the filter moves over them",
+        (FLOAT32, Condition("one filter for each channel, small, with stride 1 or 2 and dilation 1", applies)),
+        rectified=functools.partial(run, relu=True) if operator == "conv2d" else None,
+    )  # fmt: skip
+
+
 def _planes(problem: Problem) -> int:
     """Bytes of the padded copies of x and dy."""
     window, x_shape = problem.window, problem.x_shape
@@ -237,6 +252,9 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         rectified=functools.partial(direct.conv2d, relu=True),
         pooled=direct.pooled_conv2d,
     ),
+    _depthwise("conv2d", depthwise.conv2d),
+    _depthwise("conv2d_dx", depthwise.conv2d_dx),
+    _depthwise("conv2d_dweight", depthwise.conv2d_dweight),
     _pixel_vectors("conv2d", pixel_vectors.conv2d, sweep.forward),
     _pixel_vectors("conv2d_dx", pixel_vectors.conv2d_dx, sweep.backward),
     *(_winograd(size, "conv2d", winograd.conv2d, _tiling(winograd.forward, size)) for size in (2, 4)),

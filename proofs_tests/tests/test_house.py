@@ -30,8 +30,8 @@ FOLDERS = {
 
 MAY_IMPORT = {
     "kernelproof.spec": {"numpy", "jaxtyping", "beartype"},
-    # llvmlite is numba's compiler, and cuda the driver's bindings that numba-cuda stands on.
-    "kernelproof.kernels": {"kernelproof.spec", "numpy", "jaxtyping", "beartype", "numba", "llvmlite", "cuda"},
+    # llvmlite is numba's compiler, cuda the driver's bindings that numba-cuda stands on; torch for torch's own tensors.
+    "kernelproof.kernels": {"kernelproof.spec", "numpy", "jaxtyping", "beartype", "numba", "llvmlite", "cuda", "torch"},
     "kernelproof.models": {"kernelproof.spec", "kernelproof.kernels", "numpy", "jaxtyping", "beartype", "safetensors"},
     "kernelproof.proofs": {"kernelproof.spec", "kernelproof.kernels", "numpy", "hypothesis", "z3", "cloudpickle"},
 }
