@@ -161,7 +161,7 @@ def _depthwise(operator: str, run: Callable[..., Any]) -> Algorithm:
     return Algorithm(
         "depthwise", operator, run,
         # Nine products for a pixel that is read and one that is written: memory is the limit.
-        lambda problem: 3.0 * problem.multiply_adds,
+        lambda problem: 1.8 * problem.multiply_adds,
         lambda problem: depthwise.workspace(problem.window, problem.x_shape, threads()),
         "a channel's rows stay in registers while the filter moves over them",
         (FLOAT32, Condition("one filter for each channel, small, with stride 1 or 2 and dilation 1", applies)),
