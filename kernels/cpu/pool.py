@@ -93,8 +93,11 @@ _STACK = 2**14
 _MEMORY = 8
 """Multiply-adds of a micro-kernel that take the time of reading one tap."""
 
-_UNROLLED = 9
-"""Taps of a window that are written out one by one."""
+_MOST = 7
+"""Taps in a row of a window that are written out."""
+
+_UNROLLED = (2, 2), (3, 3)
+"""Windows whose rows are written out too: those that networks have. Others go round a loop, compiled once for all."""
 
 
 def _cost(window: Window, windows: int) -> int:
@@ -114,13 +117,16 @@ def _stacked(window: Window, x_shape: tuple[int, ...]) -> tuple[int, int, int, i
 
 
 def _is_fast(window: Window, dtype: Any) -> bool:
-    """Whether vectors of windows pay: those that stand further apart would be gathered float by float."""
-    return dtype == np.float32 and window.stride[1] <= 2 and window.dilation[1] == 1
+    """Whether vectors of windows pay: those that stand further apart would be gathered float by float.
+
+    The taps of a row are written out, so a micro-kernel for many of them would take long to compile.
+    """
+    return dtype == np.float32 and window.stride[1] <= 2 and window.dilation[1] == 1 and window.kernel[1] <= _MOST
 
 
 def _routines(window: Window, indices: bool, read: Reads, images: int, size: int) -> np.ndarray:
     """For windows of all rows and for those at an edge, each where whole vectors may not be read and where they may."""
-    height = window.kernel[0] if window.kernel[0] * window.kernel[1] <= _UNROLLED else 0
+    height = window.kernel[0] if window.kernel in _UNROLLED else 0
     routines = np.zeros((2, 2), np.int64)
     for edge, used in enumerate((read.begin < read.end, read.end - read.begin < len(read.rows))):
         for inner in (0, 1) if (images - 1) // 2 * size >= read.reach else (0,):

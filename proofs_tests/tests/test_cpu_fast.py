@@ -135,3 +135,15 @@ def test_cross_entropy_at_the_edges_of_its_vectors(name: str, classes: int):
             right = spec.find(name)(**exact | {"logits": arrays["logits"].astype(np.float64)})
         came = kernels.backend("cpu")(spec.find(name), **arrays)
         assert np.array_equal(np.isnan(came), np.isnan(right))
+
+
+@pytest.mark.parametrize("module", [depthwise, pixel_vectors])
+@pytest.mark.parametrize("window", GEOMETRIES[:2])
+def test_an_infinite_weight_reaches_its_own_pixels_only(module, window: Window):
+    weight = whole(0, 3, 1, 3, 3)
+    weight[0, 0, 0, 2], weight[1, 0, 1, 1] = np.inf, np.nan
+    x_shape = (2, 3, 9, 17)
+    dy = whole(1, 2, 3, window.p(x_shape), window.q(x_shape))
+    with np.errstate(invalid="ignore"):
+        right = spec.conv2d_dx.body(dy, weight, x_shape, window, 3)
+    assert np.array_equal(module.conv2d_dx(dy, weight, x_shape, window, 3), right, equal_nan=True)
