@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 import llvmlite.binding
@@ -123,8 +123,6 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def measured(bench: Bench, full: bool, parts: tuple[Part, ...]) -> Iterator[tuple[str, Any]]:
     """What was asked for, part by part."""
-    yield "peak", {str(n): peak(n) for n in range(1, bench.threads + 1)}
-    yield "bandwidth", {str(n): bandwidth(n) for n in range(1, bench.threads + 1)}
     work: dict[Part, Callable[[], Any]] = {
         "convolutions": lambda: list(_convolutions(bench, full)),
         "others": lambda: [
@@ -181,7 +179,14 @@ def main(
     threads: int = os.cpu_count() or 1,
     rounds: int = 7,
     only: str = "",
-    parts: tuple[Part, ...] = ("convolutions", "others", "networks", "startup", "memory", "scaling"),
+    parts: Annotated[tuple[Part, ...], cyclopts.Parameter(negative=(), consume_multiple=True)] = (
+        "convolutions",
+        "others",
+        "networks",
+        "startup",
+        "memory",
+        "scaling",
+    ),
     folder: Path = DOCS,
 ) -> int:
     """Measure and write cpu.json, cpu.md and images/cpu-*.svg. Exit status 1 if a kernel was wrong.
@@ -205,14 +210,18 @@ def main(
     load = os.getloadavg()[0]
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(threads, rounds, re.compile(only))
-    data: dict[str, Any] = {"command": f"make bench{'-full' * full}"}
+    data: dict[str, Any] = {
+        "command": f"make bench{'-full' * full}",
+        "peak": {str(count): peak(count) for count in range(1, threads + 1)},
+        "bandwidth": {str(count): bandwidth(count) for count in range(1, threads + 1)},
+    }
     # After each part, for all of them take long.
     for part, found in measured(bench, full, parts):
         data[part] = found
         data |= {"machine": machine(threads, settings), "load": {"before": load, "after": os.getloadavg()[0]}}
         data |= {"samples": asdict(bench.samples), "wrong": bench.wrong}
         write_whole(folder / "cpu.json", json.dumps(data, indent=1).encode())
-    write_page(data, folder)
+        write_page(data, folder)
     print(f"Written: {folder / 'cpu.md'}; of {bench.samples.taken} samples {bench.samples.rejected} were taken again")
     return bool(bench.wrong)
 

@@ -149,7 +149,8 @@ def _times(rows: Sequence[Mapping[str, Any]]) -> str:
         everybody = {f"ours {name}": each for name, each in row["ours"].items()} | row["peers"]
         cells = (everybody.get(name) for name in ("ours strict", "ours fast", *peers))
         times = [f"{1e3 * each['seconds']:.3f} ±{50 * each['spread']:.0f} %" if each else "" for each in cells]
-        lines.append([f"{row['name']} {PASSES.get(row['operator'], row.get('operator', ''))}", *times])
+        label = f"{row['name']} {row['text']} {PASSES.get(row['operator'], row['operator'])}".strip()
+        lines.append([label + f", threads {row['threads']}" * (row["group"] == "scaling threads"), *times])
     return _table(["", "ours strict", "ours fast", *peers], lines)
 
 
