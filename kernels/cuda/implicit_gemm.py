@@ -166,11 +166,11 @@ def inverse_at(scales, i):
 @cuda.jit(device=True)
 def tile_of(tile, g):
     """A tile's place among the pixels, its group, and its block of filters: filters run fastest, for the cache."""
-    blocks = g.groups * g.filter_blocks
-    pixels = tile // blocks
-    block = tile - pixels * blocks
-    group = block // g.filter_blocks
-    return types.int32(pixels), types.int32(group), types.int32(block - group * g.filter_blocks)
+    blocks, filter_blocks = types.uint32(g.groups * g.filter_blocks), types.uint32(g.filter_blocks)
+    pixels = types.uint32(types.uint32(tile) // blocks)
+    block = types.uint32(tile - pixels * blocks)
+    group = types.uint32(block // filter_blocks)
+    return types.int32(pixels), types.int32(group), types.int32(block - group * filter_blocks)
 
 
 @functools.cache

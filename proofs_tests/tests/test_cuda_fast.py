@@ -47,7 +47,7 @@ def ptxas() -> str | None:
 
 def fast_kernels() -> Iterator[Any]:
     """Kernels of every kind, with the bytes of spills that they may have."""
-    if config.ENABLE_CUDASIM or not compilers_are_installed():
+    if getattr(config, "ENABLE_CUDASIM", 0) or not compilers_are_installed():
         return
     m = modules()
     taps = ((3, 3, 16, 136), (1, 2, 16, 104), (1, 1, 32, 128, False))
@@ -145,7 +145,7 @@ def carry_out(it: Any, problem: Any, x: np.ndarray, weight: np.ndarray, y: np.nd
     def place(slot: int) -> tuple[int, int, int]:
         (row, column), shift = divmod(slot, g.pitch), (g.pitch_multiplier % 2**32, g.pitch_shift)
         assert slot * shift[0] >> shift[1] == row
-        return *divmod(row, g.rows), column
+        return row // g.rows, row % g.rows, column
 
     def pixels_of(slot: int, a: int, b: int, group: int) -> list[int]:
         n, row, column = place(slot)
