@@ -2,8 +2,6 @@
 
 import functools
 import math
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,22 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from kernelproof.kernels import workspace_limit as at_most
 from kernelproof.kernels.contract import Precision
 from kernelproof.kernels.cpu import planner
 from kernelproof.kernels.cpu.launch import threads
 from kernelproof.kernels.cpu.micro_kernels import PIXELS, VECTORS
 from kernelproof.kernels.cpu.vectors import LANES
-from kernelproof.kernels import workspace_limit as at_most
+from kernelproof.kernels.tuning import measured
 from kernelproof.proofs import Problem
 from kernelproof.proofs.algorithms import planned
 from kernelproof.proofs.at_scale import worst_error
 from kernelproof.proofs.judging import LawBroken
 from kernelproof.spec import OPERATORS, ParameterError, conv2d
 from kernelproof.spec.window import whole_shape
-
-ROUNDS = 7
-SAMPLE = 0.02
-"""Seconds of a sample, at least: a shorter call is repeated."""
 
 EXAMPLES = {"x": "32x64x56x56", "weight": "64x64x3x3", "stride": "2x1", "dilation": "2x1", "padding": "0x1x0x1"}
 
@@ -140,7 +135,7 @@ def _problem(
 
 
 def _measured(problem: Problem, decision: planner.Decision) -> dict[str, float]:
-    """Seconds of each algorithm that may be taken, medians of rounds in which all take turns; raises LawBroken."""
+    """Seconds of each algorithm that may be taken, once it is within its bound; raises LawBroken."""
     perform, arrays = OPERATORS[problem.operator].perform, problem.arrays()
     calls: dict[str, Callable[[], Any]] = {}
     for row in _rows(problem):
@@ -148,15 +143,7 @@ def _measured(problem: Problem, decision: planner.Decision) -> dict[str, float]:
             kernel = functools.partial(perform, row.run)
             worst_error(kernel, replace(problem, precision=row.rounds_as))
             calls[row.name] = functools.partial(problem.call, kernel, arrays)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            count, started = 0, time.perf_counter()
-            while not count or time.perf_counter() - started < SAMPLE:
-                call()
-                count += 1
-            samples[name].append((time.perf_counter() - started) / count)
-    return {name: statistics.median(each) for name, each in samples.items()}
+    return measured(calls)
 
 
 def _rows(problem: Problem) -> list[planner.Algorithm]:
@@ -196,18 +183,18 @@ def _show(console: Console, found: Mapping[str, Any]) -> None:
         f"{found['multiply_adds']:,} multiply-adds in {found['dtype']}, {found['precision']}, on {found['threads']} "
         f"threads; a register tile is {tile['pixels']} pixels x {tile['vectors']} vectors of {tile['lanes']} float32"
     )
-    measured = taken["milliseconds"] is not None
-    columns = ("estimated cost", "times the taken", "workspace", *["measured ms"] * measured)
+    is_measured = taken["milliseconds"] is not None
+    columns = ("estimated cost", "times the taken", "workspace", *["measured ms"] * is_measured)
     table = Table("algorithm", *(Column(name, justify="right") for name in columns))
     by_cost = sorted(found["algorithms"].items(), key=lambda each: each[1]["multiply_adds"] or math.inf)
     for name, each in by_cost:
         if not each["refused"]:
             cost = each["multiply_adds"]
             numbers = [f"{cost:,.0f}", f"{cost / taken['multiply_adds']:.2f}", f"{each['workspace']:,}"]
-            numbers += [f"{each['milliseconds']:.3f}"] if measured else []
+            numbers += [f"{each['milliseconds']:.3f}"] if is_measured else []
             table.add_row(name, *numbers, style="green" if name == found["taken"] else "")
     console.print(table)
     console.print("Cost in multiply-adds at the micro-kernel's full speed, workspace in bytes at most.")
     for name, each in by_cost:
-        verdict = "taken: " if name == found["taken"] else "refused: " if each["refused"] else ""
-        console.print(f"[bold]{name}[/] {verdict}{escape(each['refused'] or each['reason'])}")
+        verdict = ", taken" if name == found["taken"] else ", refused" if each["refused"] else ""
+        console.print(f"[bold]{name}[/]{verdict}: {escape(each['refused'] or each['reason'])}")
