@@ -183,12 +183,14 @@ def _convolved(plan: Tiling, x: Any, weight: Any, turned: bool, bias: Any, y: An
     vectors = -(-its.filters // LANES)
     last = vectors - (vectors - 1) // VECTORS * VECTORS
     sums = functools.partial(multiply.address, pixels=its.pixels, pixel_step=4 * of_x.block)
+    # Compiled only if there are more channels than a chunk, or filters to turn around.
+    added = functools.partial(sums, accumulate=1) if its.chunk < of_x.channels else sums
+    turning = turned_weight_to_points.address(size=of_x.size) if turned else 0
     routines = Routines(
         copy_row.address(step=1), to_lanes.address(), input_to_points.address(size=of_x.size),
-        weight_to_points.address(size=of_x.size), turned_weight_to_points.address(size=of_x.size),
-        sums(vectors=VECTORS), sums(vectors=last), sums(vectors=VECTORS, accumulate=1),
-        sums(vectors=last, accumulate=1),
-        points_to_output.address(size=of_x.size), from_lanes.address(relu=int(relu)),
+        weight_to_points.address(size=of_x.size), turning, sums(vectors=VECTORS), sums(vectors=last),
+        added(vectors=VECTORS), added(vectors=last), points_to_output.address(size=of_x.size),
+        from_lanes.address(relu=int(relu)),
     )  # fmt: skip
     starts = np.zeros((of_x.groups, vectors * LANES), np.float32)
     if bias is not None:

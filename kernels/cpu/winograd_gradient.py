@@ -113,6 +113,7 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
     dy, x = ready(dy), ready(x)
     plan = planned(window, x.shape, weight_shape, groups, size)
     sums, together = plan.sums, plan.x.together
+    batches = max(1, -(-plan.x.units // together))
     routines = np.array(
         [
             copy_row.address(step=1),
@@ -120,14 +121,13 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
             input_to_points.address(size=size),
             gradient_to_points.address(size=size),
             multiply.address(pixels=sums.pixels, vectors=sums.vectors, pixel_step=4),
-            multiply.address(pixels=sums.pixels, vectors=sums.vectors, pixel_step=4, accumulate=1),
+            multiply.address(pixels=sums.pixels, vectors=sums.vectors, pixel_step=4, accumulate=int(batches > 1)),
             points_to_weight.address(size=size),
             from_lanes.address(relu=0),
         ]
     )
     dweight, broken = np.empty(weight_shape, np.float32), np.zeros(1, np.bool_)
     zeros, offsets = np.zeros(sums.vectors * LANES, np.float32), 4 * plan.x.block * np.arange(plan.x.capacity)
-    batches = max(1, -(-plan.x.units // together))
     cost = together * plan.x.across * sums.points * weight_shape[0] * weight_shape[1]
     with borrowed(plan.workspace // 4) as memory:
         launch(
