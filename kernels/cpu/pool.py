@@ -176,7 +176,7 @@ def _pool(x, task, y, index, columns, read, routines):
     p = 0
     while p < len(read.rows):
         first, last = read.rows[p]
-        rows = read.end - p if p == read.begin else 1
+        rows = max(1, read.end - p) if p == read.begin else 1
         routine = routines[0 if read.begin <= p < read.end else 1, int(_is_inner(x, task, read))]
         call(routine, (
             read.blocks.ctypes.data, plane + 4 * width * first, 4 * width * read.row_dilation,

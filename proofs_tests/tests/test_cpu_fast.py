@@ -147,3 +147,14 @@ def test_an_infinite_weight_reaches_its_own_pixels_only(module, window: Window):
     with np.errstate(invalid="ignore"):
         right = spec.conv2d_dx.body(dy, weight, x_shape, window, 3)
     assert np.array_equal(module.conv2d_dx(dy, weight, x_shape, window, 3), right, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (2, 40), (40, 1), (1, 1)])
+def test_pooling_where_every_window_reaches_over_an_edge(shape: tuple[int, int]):
+    x = whole(0, 9, 3, *shape)
+    options = {"kernel_size": 3, "stride": 1, "padding": 1}
+    y, index = spec.max_pool2d(x, **options, return_indices=True)
+    came, where = kernels.max_pool2d(x, **options, return_indices=True)
+    assert np.array_equal(came, y)
+    assert np.array_equal(where, index)
+    assert np.array_equal(kernels.max_pool2d_dx(y, x, **options), spec.max_pool2d_dx(y, x, **options))
