@@ -1,6 +1,7 @@
 """The fast CPU kernels at sizes around their vectors and tiles, which the laws' small problems do not reach."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,14 +127,15 @@ def test_cross_entropy_at_the_edges_of_its_vectors(name: str, classes: int):
     shapes = {key: each.shape for key, each in arrays.items()}
     problem = Problem(name, shapes, {}, () if name == "cross_entropy" else logits.shape, "normal")
     (bound,) = rounding_bound(problem, arrays, "float32")
-    exact = arrays | {"logits": logits.astype(np.float64)}
-    came = kernels.backend("cpu")(spec.find(name), **arrays)
-    assert np.all(np.abs(came - spec.find(name)(**exact)) <= bound)
+    exact: dict[str, Any] = arrays | {"logits": logits.astype(np.float64)}
+    operator: Any = spec.find(name)
+    came = kernels.backend("cpu")(operator, **arrays)
+    assert np.all(np.abs(came - operator(**exact)) <= bound)
     for special in (np.inf, -np.inf, np.nan):
         arrays["logits"][2, classes // 2] = special
         with np.errstate(invalid="ignore"):
-            right = spec.find(name)(**exact | {"logits": arrays["logits"].astype(np.float64)})
-        came = kernels.backend("cpu")(spec.find(name), **arrays)
+            right = operator(**exact | {"logits": arrays["logits"].astype(np.float64)})
+        came = kernels.backend("cpu")(operator, **arrays)
         assert np.array_equal(np.isnan(came), np.isnan(right))
 
 
@@ -152,7 +154,7 @@ def test_an_infinite_weight_reaches_its_own_pixels_only(module, window: Window):
 @pytest.mark.parametrize("shape", [(1, 40), (2, 40), (40, 1), (1, 1)])
 def test_pooling_where_every_window_reaches_over_an_edge(shape: tuple[int, int]):
     x = whole(0, 9, 3, *shape)
-    options = {"kernel_size": 3, "stride": 1, "padding": 1}
+    options: dict[str, Any] = {"kernel_size": 3, "stride": 1, "padding": 1}
     y, index = spec.max_pool2d(x, **options, return_indices=True)
     came, where = kernels.max_pool2d(x, **options, return_indices=True)
     assert np.array_equal(came, y)
