@@ -1,4 +1,4 @@
-"""Convolutions and a training step on a GPU beside PyTorch and cuDNN: times, errors against float64, share of the roofline.
+"""Convolutions and a training step on a GPU beside PyTorch and cuDNN: times, errors against float64, roofline.
 
     python benchmarks/cuda.py --json benchmarks/cuda.json --table docs/cuda.md
 
@@ -9,10 +9,12 @@ cudnn.benchmark on. A result whose error is beyond its precision's is an error h
 
 import argparse
 import datetime
+import functools
+import importlib.metadata
 import json
 import math
 import statistics
-import sys
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,22 +124,17 @@ def gradient(which: str, dy: Any, x: Any, weight: Any, shape: Shape) -> Any:
 
 def calls(which: str, sets: list[tuple[Any, Any, Any]], shape: Shape, precision: str | None) -> list[Callable[[], Any]]:
     """One call for each set of x, weight and dy: ours at a precision, or cuDNN's."""
-    o = shape.options
-    if which == "forward":
+
+    def call(x: Any, w: Any, dy: Any) -> Any:
         if precision is None:
-            return [
-                lambda x=x, w=w: F.conv2d(x, w, None, shape.stride, shape.r // 2, 1, shape.groups) for x, w, _ in sets
-            ]
-        return [lambda x=x, w=w: kernels.conv2d(x, w, precision=precision, **o) for x, w, _ in sets]
-    if precision is None:
-        return [lambda x=x, w=w, dy=dy: gradient(which, dy, x, w, shape) for x, w, dy in sets]
-    if which == "dx":
-        return [
-            lambda x=x, w=w, dy=dy: kernels.conv2d_dx(dy, w, x.shape, precision=precision, **o) for x, w, dy in sets
-        ]
-    return [
-        lambda x=x, w=w, dy=dy: kernels.conv2d_dweight(dy, x, w.shape, precision=precision, **o) for x, w, dy in sets
-    ]
+            return F.conv2d(x, w, None, **shape.options) if which == "forward" else gradient(which, dy, x, w, shape)
+        if which == "forward":
+            return kernels.conv2d(x, w, precision=precision, **shape.options)
+        if which == "dx":
+            return kernels.conv2d_dx(dy, w, x.shape, precision=precision, **shape.options)
+        return kernels.conv2d_dweight(dy, x, w.shape, precision=precision, **shape.options)
+
+    return [functools.partial(call, *each) for each in sets]
 
 
 def measure(shape: Shape) -> list[dict[str, Any]]:
@@ -158,7 +155,7 @@ def measure(shape: Shape) -> list[dict[str, Any]]:
     for which in PASSES:
         right, scale = (calls(which, each, shape, None)[0]() for each in (exact, magnitudes))
 
-        def error(result: Any) -> float:
+        def error(result: Any, right: Any = right, scale: Any = scale) -> float:
             return float(((result.double() - right).abs() / scale.clamp_min(1e-300)).max())
 
         row: dict[str, Any] = {"shape": shape.text, "network": shape.name, "pass": which, "us": {}, "error": {}}
@@ -183,8 +180,9 @@ def measure(shape: Shape) -> list[dict[str, Any]]:
 def cnn2() -> SpecChain:
     """The network of the training step."""
     return SpecChain(
-        Conv2d(1, 32, 3, padding=1), ReLU(), MaxPool2d(2), Conv2d(32, 64, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(),
-        Linear(3136, 10), input="n 1 28 28",
+        Conv2d(1, 32, 3, padding=1), ReLU(), MaxPool2d(2),
+        Conv2d(32, 64, 3, padding=1), ReLU(), MaxPool2d(2),
+        Flatten(), Linear(3136, 10), input="n 1 28 28",
     )  # fmt: skip
 
 
@@ -273,31 +271,42 @@ def training(batch: int, compiled: bool) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The page for the docs."""
+    versions = ", ".join(f"{name} {result[name]}" for name in ("driver", "torch", "cuDNN", "numba-cuda", "numpy"))
     lines = [
-        "# CUDA kernels, measured", "",
-        f"{result['gpu']}, driver {result['driver']}, {result['date']}; torch {result['torch']}, cuDNN {result['cudnn']}, "
-        f"numba-cuda {result['numba_cuda']}, numpy {result['numpy']}. Made by `benchmarks/cuda.py`, which says how.", "",
-        "Microseconds a call, what is launched for it all included. Errors are the greatest |error| / sum of |x||w|",
+        "# CUDA kernels, measured",
+        "",
+        f"{result['GPU']}, {result['date']}, {versions}. Made by `benchmarks/cuda.py`, which says how.",
+        "",
+        "Microseconds a call, with all that is launched for it. Errors are the greatest |error| / sum of |x||w|",
         "against float64. *strict* is float32 accuracy over the full range, *fast* the same within each image's range.",
-        "The ratio is cuDNN's strict float32 in NCHW over ours: above 1 we win. *Roofline* is the least time that memory",
-        "or six bf16 products for each product allow, over ours.", "",
-        "| shape | pass | strict | fast | tf32 | cuDNN fp32 / NHWC | cuDNN tf32 / NHWC | ratio | error strict / cuDNN | roofline |",
+        "The ratio is cuDNN's strict float32 in NCHW over ours: above 1 we win. *Roofline* is the least time that",
+        "memory, or six bf16 products for each product, allow, over ours.",
+        "",
+        "| shape | pass | strict | fast | tf32 | cuDNN fp32, NHWC | tf32, NHWC | ratio | error, cuDNN | roofline |",
         "|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for row in result["convolutions"]:
         us, error = row["us"], row["error"]
-        lines.append(
-            f"| {row['network']} {row['shape']} | {row['pass']} | {us['strict']:.1f} | {us['fast']:.1f} | {us['tf32']:.1f} "
-            f"| {us['cuDNN fp32']:.1f} / {us['cuDNN fp32 NHWC']:.1f} | {us['cuDNN tf32']:.1f} / {us['cuDNN tf32 NHWC']:.1f} "
-            f"| {us['cuDNN fp32'] / us['strict']:.2f} | {error['strict']:.0e} / {error['cuDNN fp32']:.0e} "
-            f"| {row['roofline']:.0%} |"
+        cells = (
+            f"{row['network']} {row['shape']}",
+            row["pass"],
+            *(f"{us[precision]:.1f}" for precision in LARGEST_ERROR),
+            *(f"{us[f'cuDNN {name}']:.1f}, {us[f'cuDNN {name} NHWC']:.1f}" for name in ("fp32", "tf32")),
+            f"{us['cuDNN fp32'] / us['strict']:.2f}",
+            f"{error['strict']:.0e}, {error['cuDNN fp32']:.0e}",
+            f"{row['roofline']:.0%}",
         )
-    lines += ["", "One step of CNN2 (1x28x28, SGD with momentum), microseconds; errors are the worst relative error of a",
-              "parameter's gradient against float64.", ""]  # fmt: skip
-    for row in result["training"]:
-        names = "; ".join(f"{key} {value:.0f}" for key, value in row["us"].items())
-        errors = "; ".join(f"{key} {value:.0e}" for key, value in row["error"].items())
-        lines.append(f"- batch {row['batch']}: {names}. Errors: {errors}.")
+        lines.append(f"| {' | '.join(cells)} |")
+    if "training" in result:
+        lines += [
+            "",
+            "One step of CNN2 (1x28x28, SGD with momentum), microseconds; errors are the worst relative error of",
+        ]
+        lines += ["a parameter's gradient against float64, where one maximum that falls otherwise shows.", ""]
+        for row in result["training"]:
+            names = "; ".join(f"{key} {value:.0f}" for key, value in row["us"].items())
+            errors = "; ".join(f"{key} {value:.0e}" for key, value in row["error"].items())
+            lines.append(f"- batch {row['batch']}: {names}. Errors: {errors}.")
     return "\n".join(lines) + "\n"
 
 
@@ -309,27 +318,31 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True
-    import importlib.metadata
-
-    properties = torch.cuda.get_device_properties(0)
-    from cuda.bindings import driver  # pyright: ignore[reportMissingImports]
-
     result: dict[str, Any] = {
-        "gpu": properties.name,
-        "driver": str(driver.cuDriverGetVersion()[1]),
+        "GPU": torch.cuda.get_device_name(),
         "date": datetime.date.today().isoformat(),
+        "driver": subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip(),
         "torch": torch.__version__,
-        "cudnn": str(torch.backends.cudnn.version()),
-        "numba_cuda": importlib.metadata.version("numba-cuda"),
+        "cuDNN": str(torch.backends.cudnn.version()),
+        "numba-cuda": importlib.metadata.version("numba-cuda"),
         "numpy": np.__version__,
-        "python": sys.version.split()[0],
-        "training": [training(batch, not options.no_compile) for batch in (256, 4096)],
-        "convolutions": [row for shape in SHAPES[: options.shapes] for row in measure(shape)],
-    }
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if options.table:
-        options.table.write_text(table(result))
+        "convolutions": [],
+    }  # fmt: skip
+
+    def write() -> None:
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+        if options.table:
+            options.table.write_text(table(result))
+
+    for shape in SHAPES[: options.shapes]:
+        result["convolutions"] += measure(shape)
+    write()
+    result["training"] = [training(batch, not options.no_compile) for batch in (256, 4096)]
+    write()
 
 
 if __name__ == "__main__":

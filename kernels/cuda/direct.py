@@ -19,7 +19,7 @@ from .ptx import F32, device_function, emit, unpacked
 from .tensor_core import CHANNELS, SIXTEEN, gather
 
 THREADS = 128
-MOST_TAPS = 160
+MOST_TAPS = 64
 """Inputs of a pixel that fit a thread's registers."""
 
 

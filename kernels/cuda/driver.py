@@ -34,6 +34,7 @@ class Kernel:
         self.features, self.most_shared = features, most_shared
         self._formats = struct.Struct("<" + "".join(_slots(each) for each in signature.args))
         self._loaded: dict[int, Any] = {}
+        self._thread = threading.local()
 
     def ptx(self, capability: tuple[int, int]) -> str:
         """What is compiled for a GPU of this compute capability."""
@@ -47,20 +48,31 @@ class Kernel:
         across, down = blocks if isinstance(blocks, tuple) else (blocks, 1)
         if across * down == 0:
             return
-        function = self._loaded.get(cuda.get_current_device().id) or self._load()
+        driver = _driver()
+        error, device = driver.cuCtxGetDevice()
+        function = self._loaded.get(int(device)) if int(error) == 0 else None
+        if function is None:
+            function = self._load()
         values: list[Any] = []
         for argument in arguments:
             _flatten(argument, values)
-        slots = ctypes.create_string_buffer(self._formats.pack(*values), self._formats.size)
-        start, count = ctypes.addressof(slots), self._formats.size // 8
-        pointers = (ctypes.c_uint64 * count)(*range(start, start + 8 * count, 8))
-        driver = _driver()
+        slots, pointers = self._slots_of_thread()
+        self._formats.pack_into(slots, 0, *values)
+        where = ctypes.addressof(pointers)
         _check(
             self.name,
-            driver.cuLaunchKernel(
-                function, across, down, 1, self.threads, 1, 1, shared, stream, ctypes.addressof(pointers), 0
-            ),
+            driver.cuLaunchKernel(function, across, down, 1, self.threads, 1, 1, shared, stream, where, 0),
         )
+
+    def _slots_of_thread(self) -> tuple[Any, Any]:
+        """Where this thread writes the arguments, and their addresses; the driver reads them before it returns."""
+        try:
+            return self._thread.slots, self._thread.pointers
+        except AttributeError:
+            slots = self._thread.slots = ctypes.create_string_buffer(self._formats.size)
+            start, count = ctypes.addressof(slots), self._formats.size // 8
+            pointers = self._thread.pointers = (ctypes.c_uint64 * count)(*range(start, start + 8 * count, 8))
+            return slots, pointers
 
     def _load(self) -> Any:
         device, driver = cuda.current_context().device, _driver()
@@ -112,9 +124,11 @@ def _slots(kind: Any) -> str:
 def _flatten(argument: Any, values: list[Any]) -> None:
     if isinstance(argument, DeviceArray):
         values += (0, 0, argument.size, argument.dtype.itemsize, argument.address, *argument.shape, *argument.strides)
-    elif isinstance(argument, tuple):
+    elif isinstance(argument, tuple) and argument and isinstance(argument[0], tuple):
         for each in argument:
             _flatten(each, values)
+    elif isinstance(argument, tuple):
+        values += argument
     else:
         values.append(argument)
 
@@ -124,6 +138,12 @@ def _driver() -> Any:
     import cuda.bindings.driver as driver  # pyright: ignore[reportMissingImports] - it comes with numba-cuda.
 
     return driver
+
+
+@functools.cache
+def is_hopper(device: int) -> bool:
+    """Whether the GPU of that number has compute capability 9.0."""
+    return tuple(cuda.gpus[device].compute_capability) == (9, 0)
 
 
 @functools.cache

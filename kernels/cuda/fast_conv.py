@@ -10,12 +10,10 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from numba import cuda
-
 from . import fast_direct, implicit_gemm, pack
 from .again import input_gradient_again, output_again, tiles_of
 from .arrays import DeviceArray
-from .driver import Kernel, fill_with_zeros, multiprocessors
+from .driver import Kernel, fill_with_zeros, is_hopper, multiprocessors
 from .plan import SHARED_MEMORY, Plan, Problem, explain, plan
 from .relu import in_one_piece
 from .tensor_core import ARITHMETIC
@@ -39,7 +37,7 @@ _greatest = Kernel("greatest_of_images", pack.greatest_of_images, pack.GREATEST,
 
 def serves(x: DeviceArray) -> bool:
     """Whether the array's scalars and GPU are the fast kernel's."""
-    return x.dtype.name == "float32" and tuple(cuda.get_current_device().compute_capability) == (9, 0)
+    return x.dtype.name == "float32" and is_hopper(x.place.device)
 
 
 def steps(array: DeviceArray) -> tuple[int, ...]:

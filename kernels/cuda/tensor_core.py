@@ -320,32 +320,35 @@ def portion(columns: int, group: int) -> Any:
 
 
 def outer_products(arithmetic: Arithmetic, taps: int, slots: int) -> Any:
-    """`multiply(sums, a, b, part_step, group_step, tap_step)`: starts the wgmma of one stage of a weight gradient, for
-    64 filters, 32 channels and `taps` taps, summed over `slots` slots. The steps are those of b, in units of 16 bytes.
+    """`multiply(sums, a, b, part_step, group_step, tap_step)`: the products of one stage of a weight gradient, for 64
+    filters, 32 channels and `taps` taps, summed over `slots` slots; the sums start anew. Waits for all of them.
 
-    Both operands lie with slots down and channels across, 8 channels in 16 bytes. The sums start anew.
+    Both operands lie with slots down and channels across, 8 channels in 16 bytes. a is where the lane reads its share
+    of dy: through registers, transposed, once for all taps, since shared memory could not feed it to each of them. b is
+    the low word of x's descriptor, and the steps are x's, in units of 16 bytes.
     """
     count = 16 * taps
     a, b, part_step, group_step, tap_step = (f"${count + i}" for i in range(5))
     name = f"wgmma.mma_async.sync.aligned.m64n32k16.f32.{arithmetic.kind}.{arithmetic.kind}"
-    codes = [sum(pair[side] << 2 * i for i, pair in enumerate(arithmetic.products)) for side in (0, 1)]
     nounroll = r"\22nounroll\22"  # A quotation mark in LLVM's assembly.
     text = [
-        "{ .reg .pred added, more; .reg .b32 la, lb, at, part, codes_a, codes_b, left, high; .reg .b64 da, db;",
-        f"mov.b32 codes_a, {codes[0]}; mov.b32 codes_b, {codes[1]}; mov.b32 left, {len(arithmetic.products)};",
-        f"setp.ne.s32 added, left, left; mov.b32 high, {slots}; wgmma.fence.sync.aligned;",
-        f"next_${{:uid}}: .pragma {nounroll}; and.b32 part, codes_a, 3; mad.lo.s32 la, part, {8 * slots}, {a};",
-        f"and.b32 part, codes_b, 3; mad.lo.s32 lb, part, {part_step}, {b};",
-        "shr.b32 codes_a, codes_a, 2; shr.b32 codes_b, codes_b, 2; sub.s32 left, left, 1; setp.ne.s32 more, left, 0;",
+        "{ .reg .pred added, more; .reg .b32 dy<12>, la, lb, at, left; .reg .b64 db;",
+        f"mov.b32 la, {a}; mov.b32 lb, {b}; mov.b32 left, {slots // 16}; setp.ne.s32 added, left, left;",
+        f"next_${{:uid}}: .pragma {nounroll}; sub.s32 left, left, 1; setp.ne.s32 more, left, 0;",
     ]
-    for _ in range(0, slots, 16):
-        text.append("mov.b64 da, {la, high}; mov.b32 at, lb;")
+    shares = ["{" + ",".join(f"dy{4 * part + i}" for i in range(4)) + "}" for part in range(arithmetic.parts)]
+    for part, share in enumerate(shares):
+        text.append(f"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {share}, [la+{part * 64 * slots * 2}];")
+    text.append("wgmma.fence.sync.aligned;")
+    for part_a, part_b in arithmetic.products:
+        text.append(f"mad.lo.s32 at, {part_step}, {part_b}, lb;")
         for tap in range(taps):
             sums = "{" + ",".join(f"${16 * tap + i}" for i in range(16)) + "}"
-            text.append(f"mov.b64 db, {{at, {group_step}}}; {name} {sums}, da, db, added, 1, 1, 1, 1;")
+            text.append(f"mov.b64 db, {{at, {group_step}}}; {name} {sums}, {shares[part_a]}, db, added, 1, 1, 1;")
             text.append(f"add.s32 at, at, {tap_step};")
-        text.append("setp.eq.s32 added, left, left; add.s32 la, la, 16; add.s32 lb, lb, 16;")
-    text.append("@more bra next_${:uid}; wgmma.commit_group.sync.aligned; }")
+        text.append("setp.eq.s32 added, left, left;")
+    text.append("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;")
+    text.append("add.s32 la, la, 256; add.s32 lb, lb, 16; @more bra next_${:uid}; }")
 
     def generate(builder: Any, arguments: list[Any]) -> list[Any]:
         values = unpacked(builder, arguments[0], count)

@@ -1,9 +1,10 @@
 """The weight gradient on tensor cores: for each tap, the matrix product of dy with x shifted, summed over slots.
 
 Slots, stages and the split are those of implicit_gemm.py. Here slots are what is summed over, so both operands are read
-with slots down and channels across: the transposed read of 16-bit tensor cores. A tile is 64 filters by 96 channels and
-`taps` taps of a row of the filter, or by 32 channels and three such rows: warpgroups 0 to 2 take the channels, or the
-rows; warpgroups 3 and 4 load. Each block sums a share of all slots, and `reduce` adds the shares in a fixed order.
+with slots down and channels across: x by the transposed read of 16-bit tensor cores, dy transposed into registers. A
+tile is 64 filters by 96 channels and `taps` taps of a row of the filter, or by 32 channels and three such rows:
+warpgroups 0 to 2 take the channels, or the rows; warpgroups 3 and 4 load. Each block sums a share of all slots, each
+stage of 96 promoted, and `reduce` adds the shares in a fixed order.
 """
 
 import functools
@@ -18,7 +19,6 @@ from .tensor_core import (
     ARITHMETIC,
     CHANNELS,
     LOWEST_FACTOR,
-    finisher,
     gather,
     outer_products,
     outer_storer,
@@ -106,7 +106,7 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
     channels = WIDTH if rows_as_warpgroups else WIDTH * WARPGROUPS
     halves, y_halves = channels // CHANNELS, FILTERS // CHANNELS
     split = splitter(arithmetic, LOWEST_FACTOR if arithmetic.lowest else 0.0)
-    zero, promote, finish = zeros(columns), promoter(columns), finisher(columns)
+    zero, promote = zeros(columns), promoter(columns)
     multiply, store = outer_products(arithmetic, taps, SLOTS), outer_storer(taps, WIDTH)
     fewer, more = ptx.registers(48, more=False), ptx.registers(128, more=True)
     y_bytes = parts * FILTERS * SLOTS * 2
@@ -185,6 +185,9 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
             x_area += warpgroup * g.warpgroup_step * 16
         else:
             x_area += warpgroup * (WIDTH // 8) * g.slots * 16
+        lane, warp = cuda.threadIdx.x & 31, (cuda.threadIdx.x >> 5) & 3
+        # A lane names a row of 8 filters at one slot, of the four 8 x 8 matrices that 16 filters and slots are.
+        its_dy = ((2 * warp + (lane >> 3 & 1)) * SLOTS + (lane >> 4) * 8 + (lane & 7)) * 16
         stage, parity = types.int32(0), types.int32(0)
         sums, part = zero(), zero()
         for _ in range(first, last):
@@ -192,15 +195,14 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
             x_stage = x_area + stage * (x_bytes + y_bytes)
             y_stage = shared + HEADER + stage * (x_bytes + y_bytes) + x_bytes
             # Eight slots, 128 bytes, lie together; the stride to the next eight channels is a whole stage's slots.
-            a, b = (y_stage >> 4) | 8 << 16, (x_stage >> 4) | 8 << 16
-            part = finish(multiply(part, a, b, channels // 8 * g.slots, g.slots, g.tap_step))
+            b = (x_stage >> 4) | 8 << 16
+            part = multiply(part, y_stage + its_dy, b, channels // 8 * g.slots, g.slots, g.tap_step)
             if cuda.threadIdx.x & 31 == 0:
                 ptx.barrier_arrive(shared + 64 + stage * 8)
             sums = promote(sums, part, 0)
             stage += types.int32(1)
             if stage == g.stages:
                 stage, parity = types.int32(0), types.int32(parity ^ 1)
-        lane, warp = cuda.threadIdx.x & 31, (cuda.threadIdx.x >> 5) & 3
         line = (types.int64(cuda.blockIdx.x) * WARPGROUPS + warpgroup) * taps * FILTERS + warp * 16 + (lane >> 2)
         corner = line * WIDTH + 2 * (lane & 3)
         store(sums, shares + corner * 4)
