@@ -14,7 +14,6 @@ from numba import prange
 
 from kernelproof.spec import Window
 
-from . import shifted_rows
 from .launch import parallel, ready, serial, share, threads
 from .stencils import add_lanes, copy_image, reach, spread, stencil, stencil_dweight
 from .vectors import LANES, call, take
@@ -87,9 +86,6 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bo
 
 def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, groups: int) -> Any:
     """dx; in parallel over images and channels; each element is one chain of fused multiply-adds over the taps."""
-    if not np.isfinite(weight).all():
-        # Padding of dy is multiplied here, and is not in the specification.
-        return shifted_rows.conv2d_dx(dy, weight, x_shape, window, groups)
     (r, s), (top, _), (left, _) = window.kernel, *window.padding
     dx = empty(x_shape)
     if window.stride == (1, 1):

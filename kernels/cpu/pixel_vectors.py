@@ -15,7 +15,6 @@ from numba import prange
 
 from kernelproof.spec import Window
 
-from . import shifted_rows
 from .launch import parallel, ready, serial, share, threads
 from .micro_kernels import copy_row
 from .sweep import Plan, backward, forward
@@ -45,9 +44,6 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bo
 
 def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, groups: int) -> Any:
     """dx in one sweep; each element is one chain of fused multiply-adds, filters, then taps row-major."""
-    if not np.isfinite(weight).all():
-        # Padding of dy is multiplied here, and is not in the specification.
-        return shifted_rows.conv2d_dx(dy, weight, x_shape, window, groups)
     plan = backward(window, x_shape, weight.shape, groups)
     k, c_of_group, r, s = weight.shape
     # The sweep's channels are the filters; taps in the order of the phases that they belong to.

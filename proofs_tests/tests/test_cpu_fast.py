@@ -139,16 +139,17 @@ def test_cross_entropy_at_the_edges_of_its_vectors(name: str, classes: int):
         assert np.array_equal(np.isnan(came), np.isnan(right))
 
 
-@pytest.mark.parametrize("module", [depthwise, pixel_vectors])
-@pytest.mark.parametrize("window", GEOMETRIES[:2])
-def test_an_infinite_weight_reaches_its_own_pixels_only(module, window: Window):
-    weight = whole(0, 3, 1, 3, 3)
+@pytest.mark.parametrize(("k", "c", "groups"), [(3, 3, 3), (9, 3, 1), (20, 40, 1), (64, 64, 1)])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": 1}, {"padding": 0, "dilation": 2}])
+def test_an_infinite_weight_reaches_its_own_pixels_only(k: int, c: int, groups: int, options: dict[str, Any]):
+    """Whatever algorithm that many filters and channels are for."""
+    weight, x_shape = whole(0, k, c // groups, 3, 3), (2, c, 9, 17)
+    options = {**options, "groups": groups}
+    dy = whole(1, *spec.conv2d(np.zeros(x_shape, np.float32), weight, **options).shape)
     weight[0, 0, 0, 2], weight[1, 0, 1, 1] = np.inf, np.nan
-    x_shape = (2, 3, 9, 17)
-    dy = whole(1, 2, 3, window.p(x_shape), window.q(x_shape))
     with np.errstate(invalid="ignore"):
-        right = spec.conv2d_dx.body(dy, weight, x_shape, window, 3)
-    assert np.array_equal(module.conv2d_dx(dy, weight, x_shape, window, 3), right, equal_nan=True)
+        right = spec.conv2d_dx(dy, weight, x_shape, **options)
+    assert np.array_equal(kernels.conv2d_dx(dy, weight, x_shape, **options), right, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (2, 40), (40, 1), (1, 1)])
