@@ -238,6 +238,7 @@ def _winograd(size: int, operator: str, run: Callable[..., Any], workspace: Call
         f"{9 * size**2 / (size + 2) ** 2:g} times fewer products", (FLOAT32, _TILED), (_WIDE,),
         "strict" if size == 2 else "fast", f"winograd{size}",
         functools.partial(run, size=size, relu=True) if operator == "conv2d" else None,
+        functools.partial(winograd.pooled_conv2d, size=size) if operator == "conv2d" else None,
     )  # fmt: skip
 
 

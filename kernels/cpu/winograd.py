@@ -24,7 +24,7 @@ from kernelproof.spec import Window
 
 from . import direct
 from .launch import launch, ready, share, threads
-from .micro_kernels import PIXELS, VECTORS, copy_row, from_lanes, multiply, to_lanes
+from .micro_kernels import PIXELS, VECTORS, copy_row, from_lanes, multiply, pool_lanes, to_lanes
 from .vectors import LANES
 from .winograd_orders import TURNED, all_weights, by_panels, by_tiles
 from .winograd_products import Products, Routines
@@ -74,7 +74,8 @@ class Tiling(NamedTuple):
             self.points * (its.weights if self.by_panels else x.point),
             self.points * its.products,
             max(x.copy, in_lines(TURNED * TAPS**2 * LANES)),
-            in_lines((x.size * x.across * x.size + LANES) * LANES),
+            # Half as much again for maxima and their places, and a square of each that is turned whole.
+            its.turned + bool(its.winners) * (its.turned // 2 + 2 * LANES * LANES),
             in_lines(x.together * LANES),
         )
 
@@ -100,6 +101,20 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, size: in
     return y
 
 
+def pooled_conv2d(
+    x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bool, size: int
+) -> tuple[Any, Any]:
+    """`conv2d`, `relu` of it if asked, its maxima in windows of 2 x 2 with stride 2, and which of the four won."""
+    x, weight = ready(x), ready(weight)
+    plan = forward(window, x.shape, weight.shape, groups, size, threads(), True)
+    both = np.empty((2, len(x), len(weight), plan.its.rows // 2, plan.its.columns // 2), np.float32)
+    y, winner = both[0], both[1].view(np.int32)
+    again = _convolved(plan, x, weight, False, bias, y, relu)
+    if len(again):
+        y[again], winner[again] = direct.pooled_conv2d(x[again], weight, bias, window, groups, relu)
+    return y, winner
+
+
 def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, groups: int, size: int) -> Any:
     """dx as the convolution of dy by the filters turned around; otherwise as forward."""
     dy, weight = ready(dy), ready(weight)
@@ -118,12 +133,13 @@ def workspace(plan: Tiling) -> int:
 
 @functools.lru_cache(maxsize=256)
 def forward(
-    window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int, size: int, workers: int
-) -> Tiling:
-    """The tiling that is `conv2d`, for so many workers."""
+    window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int, size: int, workers: int,
+    pooled: bool = False,
+) -> Tiling:  # fmt: skip
+    """The tiling that is `conv2d`, or with `pooled` that and max pooling by twos, for so many workers."""
     (n, c, h, w), (k, *_), ((top, _), (left, _)) = x_shape, weight_shape, window.padding
     target = k // groups, window.p(x_shape), window.q(x_shape)
-    return _tiled(size, groups, n, (c // groups, h, w), target, (top, left), workers)
+    return _tiled(size, groups, n, (c // groups, h, w), target, (top, left), workers, pooled)
 
 
 @functools.lru_cache(maxsize=256)
@@ -133,12 +149,12 @@ def backward(
     """The tiling that is `conv2d_dx`: `dx[h] = sum_r dy[h + pad - r] * weight[r]`."""
     (n, c, h, w), (k, *_), ((top, _), (left, _)) = x_shape, weight_shape, window.padding
     source = k // groups, window.p(x_shape), window.q(x_shape)
-    return _tiled(size, groups, n, source, (c // groups, h, w), (TAPS - 1 - top, TAPS - 1 - left), workers)
+    return _tiled(size, groups, n, source, (c // groups, h, w), (TAPS - 1 - top, TAPS - 1 - left), workers, False)
 
 
 def _tiled(
     size: int, groups: int, n: int, source: tuple[int, int, int], target: tuple[int, int, int],
-    padding: tuple[int, int], workers: int,
+    padding: tuple[int, int], workers: int, pooled: bool,
 ) -> Tiling:  # fmt: skip
     channels, (filters, rows, columns) = source[0], target
     points, block = (size + TAPS - 1) ** 2, block_of(channels)
@@ -161,6 +177,8 @@ def _tiled(
     its = Products(
         filters, rows, columns, panels, pixels, chunk, in_lines(chunk * VECTORS * LANES),
         in_lines(-(-tiles // pixels) * pixels * VECTORS * LANES),
+        4 * n * groups * filters * (rows // 2) * (columns // 2) * pooled,
+        in_lines((size * across * size + LANES) * LANES),
     )  # fmt: skip
     x = tiles_of(
         size,
@@ -190,7 +208,7 @@ def _convolved(plan: Tiling, x: Any, weight: Any, turned: bool, bias: Any, y: An
         copy_row.address(step=1), to_lanes.address(), input_to_points.address(size=of_x.size),
         weight_to_points.address(size=of_x.size), turning, sums(vectors=VECTORS), sums(vectors=last),
         added(vectors=VECTORS), added(vectors=last), points_to_output.address(size=of_x.size),
-        from_lanes.address(relu=int(relu)),
+        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not its.winners)),
     )  # fmt: skip
     starts = np.zeros((of_x.groups, vectors * LANES), np.float32)
     if bias is not None:

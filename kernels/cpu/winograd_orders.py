@@ -135,7 +135,7 @@ def _write(memory, own, scratch, starts, y, broken, group, panel, first, count, 
     memory[seen : seen + count * LANES] = 0
     transform_output(
         memory.ctypes.data + 4 * (own + scratch[0]), starts[group].ctypes.data,
-        y.ctypes.data + 4 * group * its.filters * its.rows * its.columns, panel, first, count,
+        y.ctypes.data + 4 * group * its.filters * y.shape[2] * y.shape[3], panel, first, count,
         memory.ctypes.data + 4 * out, memory.ctypes.data + 4 * seen, of_x, its, routines,
     )  # fmt: skip
     for flag in range(count * LANES):

@@ -22,14 +22,16 @@ class Routines(NamedTuple):
     add: int
     add_last: int
     from_points: int
+    pool: int
     turn_back: int
 
 
 class Products(NamedTuple):
     """For each point tiles x channels by channels x filters, `chunk` channels and `pixels` tiles at a time.
 
-    Filters are those of a group, in `panels`; `rows` and `columns` those of y. In floats, a point of a chunk's weights
-    takes `weights`, a point of a panel's products `products`.
+    Filters are those of a group, in `panels`; `rows` and `columns` those of the convolution. In floats, a point of a
+    chunk's weights takes `weights`, a point of a panel's products `products`. If it is pooled by twos, y holds the
+    maxima and, `winners` bytes further, which of the four they were; on the way they stand behind `turned` floats.
     """
 
     filters: int
@@ -40,6 +42,8 @@ class Products(NamedTuple):
     chunk: int
     weights: int
     products: int
+    winners: int
+    turned: int
 
 
 @serial
@@ -94,10 +98,8 @@ def multiply_panel(u, v, m, panel, tiles, channels, adding, zeros, offsets, of_x
 def transform_output(m, starts, y, panel, first, count, out, seen, of_x, its, routines):
     """Rows of y of a panel's filters and `count` units from `first` on, at addresses m, starts, y, out and seen."""
     size, vectors, last = 4 * LANES, vectors_of(panel, its), of_x.across - 1
-    of_image = 4 * its.rows * its.columns
     for vector in range(vectors):
         k = (panel * VECTORS + vector) * LANES
-        filters = min(LANES, its.filters - k)
         for unit in range(count):
             segment, row = (first + unit) // of_x.down, (first + unit) % of_x.down
             image, segment = segment // of_x.segments, segment % of_x.segments
@@ -109,9 +111,27 @@ def transform_output(m, starts, y, panel, first, count, out, seen, of_x, its, ro
                 -vectors * size, starts + 4 * k, out + last * of_x.size * size, columns * size, -of_x.size * size,
                 seen + unit * size,
             ))  # fmt: skip
-            target = y + (image * of_x.groups * its.filters + k) * of_image + 4 * (p * its.columns + q)
-            pieces, length = (1, rows * columns) if columns == its.columns else (rows, columns)
-            for piece in range(pieces):
-                call(routines.turn_back, (
-                    out + piece * length * size, size, length, target + 4 * piece * its.columns, of_image, filters
-                ))  # fmt: skip
+            filter_ = image * of_x.groups * its.filters + k
+            if its.winners:
+                maxima = out + 4 * its.turned
+                places = maxima + (rows // 2) * (columns // 2) * size + LANES * size
+                call(routines.pool, (out, size, columns * size, columns // 2, rows // 2, maxima, places))
+                _turn_back(maxima, y, filter_, k, p // 2, q // 2, rows // 2, columns // 2, 2, its, routines)
+                _turn_back(
+                    places, y + its.winners, filter_, k, p // 2, q // 2, rows // 2, columns // 2, 2, its, routines
+                )
+            else:
+                _turn_back(out, y, filter_, k, p, q, rows, columns, 1, its, routines)
+
+
+@serial
+def _turn_back(out, y, filter_, k, p, q, rows, columns, step, its, routines):
+    """`out[row][column][lane]` to `rows` x `columns` of y, at (p, q) of the images from `filter_` on."""
+    width = its.columns // step
+    of_image, filters = 4 * (its.rows // step) * width, min(LANES, its.filters - k)
+    target = y + filter_ * of_image + 4 * (p * width + q)
+    pieces, length = (1, rows * columns) if columns == width else (rows, columns)
+    for piece in range(pieces):
+        call(routines.turn_back, (
+            out + piece * length * 4 * LANES, 4 * LANES, length, target + 4 * piece * width, of_image, filters,
+        ))  # fmt: skip

@@ -115,3 +115,9 @@ def test_a_tiled_convolution_is_rectified_and_pooled_too(precision: str) -> None
     else:
         # Outputs are whole numbers, from which F(4x4, 3x3) is off by far less than a half.
         np.testing.assert_array_equal(np.rint(came), right)
+    broken = x.astype(np.float32)
+    broken[0, 3, 5, 7] = np.nan
+    with np.errstate(invalid="ignore"):
+        right = chain.forward(floats, broken)
+    came = chain.compile("cpu", precision=precision).forward(floats, broken)
+    np.testing.assert_array_equal(np.isnan(came), np.isnan(right))
