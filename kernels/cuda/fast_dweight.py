@@ -1,6 +1,7 @@
 """The weight gradient on Hopper's tensor cores: its plan, what is launched, and what is computed again."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from .weight_gradient import FILTERS, SLOTS, WARPGROUPS, WIDTH, Geometry
 
 ARITHMETIC_OF = {"strict": "strict", "fast": "strict", "tf32": "bf16x3", "fp16": "bf16x3", "bf16": "bf16"}
 """Sums run across images, so no scale serves a whole sum, and TF32 has no transposed operands."""
+
+LEAST_PIXELS = 64
+"""Tensor cores cut off where float32 rounds: a sum of fewer terms might be less exact than in float32."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def plan(
 ) -> Plan | None:
     """How the tensor cores compute this gradient; None if they do not."""
     (_, channels, column, row), filters = dweight.shape, dweight.shape[0] // groups
-    if 0 in x.shape or 0 in dy.shape or 0 in dweight.shape:
+    if 0 in dweight.shape or min(math.prod(x.shape[2:]), math.prod(dy.shape[2:])) * x.shape[0] < LEAST_PIXELS:
         return None
     apart = window.stride[1] > 1 and window.dilation[1] > 1  # Then every tap is a phase of its own.
     phases = row if apart else min(window.stride[1], row)

@@ -168,9 +168,7 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
                     part_step, group_step = types.int32(FILTERS * 2 * SLOTS), types.int32(SLOTS * 16)
                 flag |= split(values, at, part_step, group_step)
             ptx.publish_shared()
-            cuda.syncwarp()
-            if thread & 31 == 0:
-                ptx.barrier_arrive(full)
+            ptx.barrier_arrive(full)
             stage += types.int32(1)
             if stage == g.stages:
                 stage, parity = types.int32(0), types.int32(parity ^ 1)
@@ -197,8 +195,7 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
             # Eight slots, 128 bytes, lie together; the stride to the next eight channels is a whole stage's slots.
             b = (x_stage >> 4) | 8 << 16
             part = multiply(part, y_stage + its_dy, b, channels // 8 * g.slots, g.slots, g.tap_step)
-            if cuda.threadIdx.x & 31 == 0:
-                ptx.barrier_arrive(shared + 64 + stage * 8)
+            ptx.barrier_arrive(shared + 64 + stage * 8)
             sums = promote(sums, part, 0)
             stage += types.int32(1)
             if stage == g.stages:
@@ -212,8 +209,8 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
         x_bytes = types.int32(channels * parts * 2 * g.slots)
         if cuda.threadIdx.x == 0:
             for stage in range(g.stages):
-                ptx.barrier_init(shared + stage * 8, LOADERS // 32)
-                ptx.barrier_init(shared + 64 + stage * 8, MULTIPLIERS // 32)
+                ptx.barrier_init(shared + stage * 8, LOADERS)
+                ptx.barrier_init(shared + 64 + stage * 8, MULTIPLIERS)
             ptx.barrier_publish()
         cuda.syncthreads()
         tiles = cuda.gridDim.x // g.shares

@@ -215,6 +215,7 @@ def test_phases_of_an_input_gradient_are_convolutions_of_dy(geometry: Any) -> No
 def test_tiles_of_a_weight_gradient_are_all_of_it_once(geometry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     m = modules()
     monkeypatch.setattr(m.fast_dweight, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(m.fast_dweight, "LEAST_PIXELS", 1)
     x, weight, window, groups = drawn(geometry)
     options = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": groups}
     dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
