@@ -2,7 +2,7 @@
 
 Tensor cores want 16 channels and 64 filters; with one of each they would multiply zeros. Here a thread holds the inputs
 of one output pixel in registers and computes all filters of the group (few channels), or walks over the channels for
-one filter (few filters). Accumulated in float32, taps c, r, s in four chains, every fourth in one, bias last. Any
+one filter (few filters). Accumulated in float32, taps in the order c, r, s, bias last. Any
 strides of x, weight and y, so input gradients are served as in fast_conv.py; any padding, stride, dilation.
 """
 
@@ -15,7 +15,7 @@ from numba.cuda import types
 
 from . import ptx
 from .implicit_gemm import divided
-from .ptx import F32, device_function, emit, unpacked
+from .ptx import F32, constant, device_function, emit, unpacked
 from .tensor_core import CHANNELS, SIXTEEN, gather
 
 THREADS = 128
@@ -109,19 +109,40 @@ def window_of(channels: int, rows: int, row: int) -> Any:
     )
 
 
-def dot_of(count: int) -> Any:
-    """`dot(start, inputs, address)`: start + sum of inputs times numbers in shared memory, read four at a time."""
+def dots_of(channels: int, rows: int, row: int, tall: int, step: int) -> Any:
+    """`dots(starts, inputs, address)`: for `tall` windows, each `step` rows of inputs below the one before, start + sum
+    of inputs times the filter at a shared address, which is read four numbers at a time, once for all."""
+    count, height = channels * rows * row, rows + (tall - 1) * step
 
     def generate(builder: Any, arguments: list[Any]) -> Any:
-        totals, inputs = [arguments[0], *[ir.Constant(F32, 0.0)] * 3], unpacked(builder, arguments[1], count)
+        totals, inputs = unpacked(builder, arguments[0], tall), unpacked(builder, arguments[1], channels * height * row)
         for i in range(0, count, 4):
             text = f"ld.shared.v4.f32 {{$0, $1, $2, $3}}, [$4+{4 * i}];"
             weights = emit(builder, text, "ffff", "r", [arguments[2]])
-            for j, value in enumerate(inputs[i : i + 4]):  # Four chains: each waits for its own last sum alone.
-                totals[j] = builder.fma(value, weights[j], totals[j])
-        return builder.fadd(builder.fadd(totals[0], totals[1]), builder.fadd(totals[2], totals[3]))
+            for tap in range(i, min(i + 4, count)):
+                (c, r), s = divmod(tap // row, rows), tap % row
+                for j in range(tall):
+                    value = inputs[(c * height + r + j * step) * row + s]
+                    totals[j] = builder.fma(value, weights[tap - i], totals[j])
+        return totals
 
-    return device_function(types.float32(types.float32, tuple_of(count), types.int32), generate)
+    inputs = tuple_of(channels * height * row)
+    return device_function(tuple_of(tall)(tuple_of(tall), inputs, types.int32), generate)
+
+
+def finished_of(tall: int) -> Any:
+    """`finished(sums, bias, rectify)`: sums + bias, and no less than 0 if rectify is not 0."""
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        zero, results = ir.Constant(F32, 0.0), []
+        rectify = builder.icmp_signed("!=", arguments[2], constant(0))
+        for total in unpacked(builder, arguments[0], tall):
+            value = builder.fadd(total, arguments[1])
+            negative = builder.fcmp_ordered("<", value, zero)  # So NaN stays NaN, as in relu.
+            results.append(builder.select(builder.and_(rectify, negative), zero, value))
+        return results
+
+    return device_function(tuple_of(tall)(tuple_of(tall), types.float32, types.int32), generate)
 
 
 def outer_add_of(filters: int, taps: int) -> Any:
@@ -198,16 +219,21 @@ def stage_weights(weight, shared, channels, rows, row, g):
 
 
 @functools.cache
-def few_channels(channels: int, rows: int, row: int) -> Any:
-    """One thread per pixel and group, with all the window's inputs in registers; all filters of the group in turn."""
-    count = channels * rows * row
-    inputs, dot, padded = window_of(channels, rows, row), dot_of(count), -(-count // 4) * 4
+def few_channels(channels: int, rows: int, row: int, tall: int, step: int) -> Any:
+    """One thread per group and `tall` pixels, one below the other, with all their windows' inputs in registers.
+
+    All filters of the group in turn; taps in the order c, r, s, bias last. `step` is the stride from row to row.
+    """
+    inputs, dots = window_of(channels, rows + (tall - 1) * step, row), dots_of(channels, rows, row, tall, step)
+    zero, finished, store = zeros_of(tall), finished_of(tall), stored_of(tall, 1)
+    padded = -(-channels * rows * row // 4) * 4
 
     def kernel(x, weight, bias, y, g):
         shared, group = ptx.dynamic_shared(), cuda.blockIdx.y
         stage_weights(weight + types.int64(group) * g.w_group * 4, shared, channels, rows, row, g)
         for i in range(cuda.grid(1), g.images * g.pixels, cuda.gridsize(1)):
             n, p, q = pixel_of(types.int32(i), g)
+            p = types.int32(p * tall)
             h, w = types.int32(p * g.stride_h - g.top), types.int32(q * g.stride_w - g.left)
             first = types.int64(n) * g.x_n + types.int64(group) * channels * g.x_c + types.int64(h) * g.x_h
             values = inputs(
@@ -216,13 +242,13 @@ def few_channels(channels: int, rows: int, row: int) -> Any:
             )  # fmt: skip
             at = y + (types.int64(n) * g.y_n + types.int64(p) * g.y_h + types.int64(q) * g.y_w) * 4
             at += types.int64(group) * g.filters * g.y_k * 4
+            left = types.int32(min(tall, g.p - p))
             for k in range(g.filters):
-                total = dot(types.float32(0), values, shared + types.int32(k) * padded * 4)
+                sums = dots(zero(), values, shared + types.int32(k) * padded * 4)
+                more = types.float32(0)
                 if bias != 0:
-                    total += ptx.load_global(bias + (types.int64(group) * g.filters + k) * 4)
-                if g.rectify != 0 and total < 0:  # So NaN stays NaN, as in relu.
-                    total = types.float32(0)
-                ptx.store_global(at, total)
+                    more = ptx.load_global(bias + (types.int64(group) * g.filters + k) * 4)
+                store(finished(sums, more, g.rectify), at, types.int64(g.y_h) * 4, left)
                 at += types.int64(g.y_k) * 4
 
     return kernel
@@ -231,8 +257,8 @@ def few_channels(channels: int, rows: int, row: int) -> Any:
 @functools.cache
 def few_filters(rows: int, row: int) -> Any:
     """One thread per pixel, group and filter (the block's third axis); channels in turn."""
-    count = rows * row
-    inputs, dot, padded = window_of(1, rows, row), dot_of(count), -(-count // 4) * 4
+    count, zero, finished, store = rows * row, zeros_of(1), finished_of(1), stored_of(1, 1)
+    inputs, dots, padded = window_of(1, rows, row), dots_of(1, rows, row, 1, 1), -(-count // 4) * 4
 
     def kernel(x, weight, bias, y, g):
         shared, group, k = ptx.dynamic_shared(), cuda.blockIdx.y // g.filters, cuda.blockIdx.y % g.filters
@@ -250,21 +276,20 @@ def few_filters(rows: int, row: int) -> Any:
             h, w = types.int32(p * g.stride_h - g.top), types.int32(q * g.stride_w - g.left)
             first = types.int64(n) * g.x_n + types.int64(group) * g.channels * g.x_c + types.int64(h) * g.x_h
             plane = x + (first + types.int64(w) * g.x_w) * 4
-            total = types.float32(0)
+            sums = zero()
             for c in range(g.channels):
                 values = inputs(
                     plane, h, w, g.height, g.width,
                     g.x_c * 4, g.dilation_h * g.x_h * 4, g.dilation_w * g.x_w * 4, g.dilation_h, g.dilation_w,
                 )  # fmt: skip
-                total = dot(total, values, shared + types.int32(c) * padded * 4)
+                sums = dots(sums, values, shared + types.int32(c) * padded * 4)
                 plane += types.int64(g.x_c) * 4
             channel = types.int64(group) * g.filters + k
+            more = types.float32(0)
             if bias != 0:
-                total += ptx.load_global(bias + channel * 4)
-            if g.rectify != 0 and total < 0:
-                total = types.float32(0)
+                more = ptx.load_global(bias + channel * 4)
             at = types.int64(n) * g.y_n + channel * g.y_k + types.int64(p) * g.y_h + types.int64(q) * g.y_w
-            ptx.store_global(y + at * 4, total)
+            store(finished(sums, more, g.rectify), y + at * 4, 0, 1)
 
     return kernel
 

@@ -16,6 +16,8 @@ SHARED_MEMORY, BLOCKS, MOST_GRADIENT_TAPS = 48 * 1024, 16, 49
 """Bytes for a group's weights; blocks on a multiprocessor, so that many share a staging; sums that fit registers."""
 MOST_SUMS, MOST_TOGETHER = 98, 8
 """Sums that fit a thread's registers beside the inputs; filters that a thread takes together."""
+TALL = 4
+"""Pixels below each other of which a thread holds the inputs: rows of inputs are read once for several windows."""
 _MOST_LINES = 2**16 - 1  # of a grid's second axis
 
 
@@ -50,12 +52,22 @@ def serves(problem: Problem) -> bool:
     return _kind(problem) is not None
 
 
+def _together(problem: Problem) -> tuple[int, int]:
+    """How many pixels below each other a thread takes, and how many rows of inputs lie from one to the next."""
+    step, (rows, row) = problem.stride[0], problem.taps
+    is_close = problem.dilation[0] == 1 and problem.output[0] >= TALL
+    if is_close and problem.channels * (rows + (TALL - 1) * step) * row <= MOST_TAPS:
+        return TALL, step
+    return 1, 1
+
+
 @functools.cache
-def _kernel(kind: str, channels: int, rows: int, row: int) -> Kernel:
+def _kernel(kind: str, channels: int, rows: int, row: int, tall: int = 1, step: int = 1) -> Kernel:
     if kind == "filters":
         function, key = direct.few_filters(rows, row), (rows, row)
     else:
-        function, key = direct.few_channels(channels, rows, row), (channels, rows, row)
+        function = direct.few_channels(channels, rows, row, tall, step)
+        key = (channels, rows, row, tall, step)
     return Kernel(f"direct {kind} {key}", function, direct.ARGUMENTS, THREADS)
 
 
@@ -68,11 +80,12 @@ def _gradient_kernel(rows: int, row: int, filters: int) -> Kernel:
 _sum = Kernel("sum_of_shares", direct.sum_of_shares, direct.SUM, THREADS)
 
 
-def _geometry(problem: Problem, rectify: bool = False) -> Geometry:
+def _geometry(problem: Problem, rectify: bool = False, tall: int = 1) -> Geometry:
     p, q = problem.output
+    pixels = -(-p // tall) * q
     return Geometry(
         problem.images, problem.channels, problem.filters, *problem.image, *problem.x_strides, *problem.stride,
-        *problem.before, *problem.dilation, *problem.w_strides, p, q, *division(q), p * q, *division(p * q),
+        *problem.before, *problem.dilation, *problem.w_strides, p, q, *division(q), pixels, *division(pixels),
         *problem.y_strides, int(rectify),
     )  # fmt: skip
 
@@ -87,11 +100,13 @@ def convolve(
     lines = problem.groups * (problem.filters if kind == "filters" else 1)
     staged = problem.channels if kind == "filters" else problem.filters
     taps = math.prod(problem.taps) * (1 if kind == "filters" else problem.channels)
-    pixels = problem.images * math.prod(problem.output)
+    tall, step = _together(problem) if kind == "channels" else (1, 1)
+    geometry = _geometry(problem, rectify, tall)
+    pixels = problem.images * geometry.pixels
     blocks = min(-(-pixels // THREADS), max(1, BLOCKS * multiprocessors(x.place.device) // lines))
-    _kernel(kind, problem.channels if kind == "channels" else 0, *problem.taps)(
+    _kernel(kind, problem.channels if kind == "channels" else 0, *problem.taps, tall, step)(
         (blocks, lines), x.place.stream, x.address, weight.address + 4 * first_tap,
-        bias.address if bias is not None else 0, y.address + 4 * first_pixel, _geometry(problem, rectify),
+        bias.address if bias is not None else 0, y.address + 4 * first_pixel, geometry,
         shared=4 * staged * _padded(taps),
     )  # fmt: skip
 
