@@ -122,6 +122,15 @@ FINDINGS: Sequence[Finding] = (
         "https://github.com/tinygrad/tinygrad/blob/master/tinygrad/mixin/gradient.py", documented=True,
     ),
     Finding(
+        "tinygrad", r"conv2d\.dx", ".*", r"the kernel gives \S+, the specification 0 |the specification 0, at most 0 ",
+        "Where no window reads a pixel the gradient's sum is empty, and the kernel that is generated for it hands out a "
+        "variable that was never set.",
+    ),
+    Finding(
+        "tinygrad", r"conv2d\.(dx|dweight)", ".*", r"bad reshape: \(\) ->",
+        "Where no window reads a pixel the gradient may be simplified to a number without a shape: ValueError.",
+    ),
+    Finding(
         "tinygrad", "sgd", ".*", "to fewer dimensions",
         "A parameter without axes raises ValueError: the learning rate is an array of one, and so is the step.",
     ),
