@@ -123,7 +123,7 @@ FINDINGS: Sequence[Finding] = (
     ),
     Finding(
         "tinygrad", r"conv2d\.dx", ".*", r"the kernel gives \S+, the specification 0 |the specification 0, at most 0 ",
-        "Where no window reads a pixel the gradient's sum is empty, and the kernel that is generated for it hands out a "
+        "Where no window reads a pixel the gradient's sum is empty, and the kernel that is generated for it gives a "
         "variable that was never set.",
     ),
     Finding(
