@@ -14,7 +14,7 @@ from .conv_elements import weight_gradient_of
 from .driver import Kernel, fill_with_zeros, multiprocessors
 from .fast_conv import serves, steps
 from .launch import THREADS
-from .plan import SHARED_MEMORY, Axis, division
+from .plan import SHARED_MEMORY, division, pitch_of
 from .tensor_core import ARITHMETIC
 from .weight_gradient import FILTERS, SLOTS, WARPGROUPS, WIDTH, Geometry
 
@@ -59,14 +59,14 @@ def plan(
         tap_step = window.dilation[1] if window.stride[1] == 1 else 1
         down = 1 + 2 * window.dilation[0] if rows_as_warpgroups else 1
         farthest = 0 if rows_as_warpgroups else (column - 1) * window.dilation[0]
-        h, w = (
-            Axis.of(x.shape[2], dy.shape[2], window.stride[0], window.padding[0][0], down, farthest),
-            Axis.of(
-                x.shape[3], dy.shape[3], window.stride[1], window.padding[1][0],
-                1 + (column_blocks * taps - 1) * tap_step, (phases - 1) * window.dilation[1],
-            ),
+        rows = pitch_of(
+            x.shape[2], dy.shape[2], window.stride[0], window.padding[0][0], down, farthest
         )  # fmt: skip
-        warpgroup_step = window.dilation[0] * w.pitch if rows_as_warpgroups else 0
+        pitch = pitch_of(
+            x.shape[3], dy.shape[3], window.stride[1], window.padding[1][0],
+            1 + (column_blocks * taps - 1) * tap_step, (phases - 1) * window.dilation[1],
+        )  # fmt: skip
+        warpgroup_step = window.dilation[0] * pitch if rows_as_warpgroups else 0
         slots = -(-(SLOTS + 2 * warpgroup_step + (taps - 1) * tap_step) // 8) * 8
         width = WIDTH if rows_as_warpgroups else WIDTH * WARPGROUPS
         parts = ARITHMETIC[ARITHMETIC_OF[precision]].parts
@@ -79,19 +79,19 @@ def plan(
     filter_blocks, channel_blocks = -(-filters // FILTERS), -(-channels // width)
     row_blocks = 1 if rows_as_warpgroups else column
     tiles = groups * filter_blocks * channel_blocks * row_blocks * phases * column_blocks
-    last = ((dy.shape[0] - 1) * h.pitch + dy.shape[2] - 1) * w.pitch + dy.shape[3]
+    last = ((dy.shape[0] - 1) * rows + dy.shape[2] - 1) * pitch + dy.shape[3]
     chunks = -(-last // SLOTS)
     work = dweight.size * dy.shape[0] * dy.shape[2] * dy.shape[3]
     padded = tiles * chunks * SLOTS * FILTERS * WIDTH * WARPGROUPS * taps
     if padded > max(64 * work, 2**27) or last + slots >= 2**31:
         return None
     strides = (*steps(x), *steps(dy))
-    if max(map(abs, strides)) >= 2**31:
+    if max(map(abs, strides)) >= 2**29:
         return None
     geometry = Geometry(
         x.shape[0], channels, filters, groups, *x.shape[2:], *dy.shape[2:], *strides, *window.stride,
-        window.padding[0][0], window.padding[1][0], *window.dilation, h.pitch, *division(h.pitch), w.pitch,
-        *division(w.pitch), slots, tap_step, warpgroup_step, filter_blocks, channel_blocks, row_blocks, phases,
+        window.padding[0][0], window.padding[1][0], *window.dilation, rows, *division(rows), pitch,
+        *division(pitch), slots, tap_step, warpgroup_step, filter_blocks, channel_blocks, row_blocks, phases,
         column_blocks, row, column, chunks, _shares(tiles, chunks, multiprocessors(x.place.device)), stages,
     )  # fmt: skip
     shared = weight_gradient.HEADER + stages * stage

@@ -117,7 +117,9 @@ def _steps(array: DeviceArray) -> tuple[int, ...]:
 
 def serves(outputs: int, *arrays: DeviceArray) -> bool:
     """Whether outputs are few and all arrays float32, none of them empty."""
-    return outputs <= CHANNELS and all(each.dtype.name == "float32" and each.size for each in arrays)
+    if outputs > CHANNELS or max(abs(step) for each in arrays for step in each.strides) >= 2**31:
+        return False
+    return all(each.dtype.name == "float32" and each.size for each in arrays)
 
 
 def linear(x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray) -> None:

@@ -7,6 +7,7 @@ turned, a gradient through stride s is s*s of them, each for the pixels of one p
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from .pack import Filters
 
 SHARED_MEMORY = 227 * 1024
 """Bytes of shared memory that a block may use on Hopper."""
-MOST_STAGES = 4
+MOST_STAGES, H200 = 4, 132
+"""Stages that are in shared memory at a time; multiprocessors of the GPU that widths were measured on."""
 TURN = 32
 """What a turn costs beside its columns, in columns: filling the stages, writing the results."""
 COLUMNS = (64, 104, 112, 120, 128, 136)
@@ -41,22 +43,16 @@ class Problem:
     y_strides: tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One axis as slots: `pitch` of them from an image, or from a row, to the next."""
+def pitch_of(size: int, output: int, stride: int, before: int, taps: int, farthest: int) -> int:
+    """How many slots lie from an image, or from a row, to the next.
 
-    pitch: int
-
-    @staticmethod
-    def of(size: int, output: int, stride: int, before: int, taps: int, farthest: int) -> "Axis":
-        """Output p reads positions p .. p+taps-1, position i lies at `i*stride + a - before`, a in 0 .. farthest.
-
-        What lies outside of the image at the end of one row is so at the start of the next: they share their padding.
-        """
-        positions = output + taps - 1
-        empty_first = max(0, -((farthest - before) // stride))
-        empty_last = max(0, positions + (-(size + before) // stride))
-        return Axis(max(output, positions - min(empty_first, empty_last)))
+    Output p reads positions p .. p+taps-1, and position i lies at `i*stride + a - before`, a in 0 .. farthest. What
+    lies outside of the image at the end of one row does so at the start of the next: they share their padding.
+    """
+    positions = output + taps - 1
+    empty_first = max(0, -((farthest - before) // stride))
+    empty_last = max(0, positions + (-(size + before) // stride))
+    return max(output, positions - min(empty_first, empty_last))
 
 
 @dataclass(frozen=True)
@@ -151,8 +147,8 @@ ROWS = (
     Row(lambda p, precision: _best(p, precision) is not None, "two stages fit into shared memory"),
     Row(lambda p, precision: _slots(p, precision) < 2**31, "slots are counted in 31 bits"),
     Row(
-        lambda p, precision: max(map(abs, (*p.x_strides, *p.y_strides, *p.w_strides))) < 2**31,
-        "strides are 32-bit numbers",
+        lambda p, precision: max(map(abs, (*p.x_strides, *p.y_strides, *p.w_strides))) < 2**29,
+        "strides in bytes are 32-bit numbers",
     ),
 )
 """What the kernel needs of a problem. Beside it: float32, compute capability 9.0, no simulator."""
@@ -164,20 +160,19 @@ def explain(problem: Problem, precision: str) -> str | None:
     return next((row.reason for row in ROWS if not row.holds(problem, precision)), None)
 
 
-def _axes(problem: Problem, block: Block) -> tuple[Axis, Axis]:
-    (rows, _), whole = problem.taps, block.rows > 1
-    across = block.row
-    phase_columns = _phase_columns(problem, block)
-    step_h, step_w = _steps(problem, block)
-    h = Axis.of(
-        problem.image[0], problem.output[0], problem.stride[0], problem.before[0],
-        1 + (rows - 1) * step_h if whole else 1, 0 if whole else (rows - 1) * problem.dilation[0],
+def _pitches(problem: Problem, block: Block) -> tuple[int, int]:
+    """Slots from an image to the next, in rows, and from a row to the next."""
+    (rows, _), whole, (step_h, step_w) = problem.taps, block.rows > 1, _steps(problem, block)
+    return (
+        pitch_of(
+            problem.image[0], problem.output[0], problem.stride[0], problem.before[0],
+            1 + (rows - 1) * step_h if whole else 1, 0 if whole else (rows - 1) * problem.dilation[0],
+        ),
+        pitch_of(
+            problem.image[1], problem.output[1], problem.stride[1], problem.before[1],
+            1 + (block.row - 1) * step_w, (_phase_columns(problem, block) - 1) * problem.dilation[1],
+        ),
     )  # fmt: skip
-    w = Axis.of(
-        problem.image[1], problem.output[1], problem.stride[1], problem.before[1],
-        1 + (across - 1) * step_w, (phase_columns - 1) * problem.dilation[1],
-    )  # fmt: skip
-    return h, w
 
 
 def _phase_columns(problem: Problem, block: Block) -> int:
@@ -191,10 +186,8 @@ def _steps(problem: Problem, block: Block) -> tuple[int, int]:
 
 def _slots_of(problem: Problem, block: Block) -> int:
     """Of x in a stage."""
-    h, w = _axes(problem, block)
-    del h
-    step_h, step_w = _steps(problem, block)
-    reach = (block.rows - 1) * step_h * w.pitch + (block.row - 1) * step_w
+    (_, pitch), (step_h, step_w) = _pitches(problem, block), _steps(problem, block)
+    reach = (block.rows - 1) * step_h * pitch + (block.row - 1) * step_w
     return -(-(block.pixels + reach) // 8) * 8
 
 
@@ -211,18 +204,17 @@ def _phases(problem: Problem, block: Block) -> int:
 def _slots(problem: Problem, precision: str) -> int:
     block = _best(problem, precision)
     assert block is not None
-    h, w = _axes(problem, block)
-    return problem.images * h.pitch * w.pitch + _slots_of(problem, block)
+    return problem.images * math.prod(_pitches(problem, block)) + _slots_of(problem, block)
 
 
 def _pixel_tiles(problem: Problem, block: Block) -> int:
-    h, w = _axes(problem, block)
-    last = ((problem.images - 1) * h.pitch + problem.output[0] - 1) * w.pitch + problem.output[1]
+    rows, pitch = _pitches(problem, block)
+    last = ((problem.images - 1) * rows + problem.output[0] - 1) * pitch + problem.output[1]
     return -(-last // block.pixels)
 
 
 @functools.lru_cache(4096)
-def _best(problem: Problem, precision: str, multiprocessors: int = 132) -> Block | None:
+def _best(problem: Problem, precision: str, multiprocessors: int = H200) -> Block | None:
     """The block, and the columns whose tiles fill the multiprocessors' turns best; the fewer columns of two as good."""
     for block in splits(problem, precision):
         widths = [dataclasses.replace(block, columns=columns) for columns in COLUMNS if columns <= block.columns]
@@ -247,16 +239,15 @@ def plan(problem: Problem, precision: str, multiprocessors: int, rectify: bool =
 
 def numbers(problem: Problem, block: Block, rectify: bool = False) -> Plan:
     """The work for a problem with one of the blocks that can serve it."""
-    h, w = _axes(problem, block)
-    step_h, step_w = _steps(problem, block)
+    (rows, pitch), (step_h, step_w) = _pitches(problem, block), _steps(problem, block)
     filter_blocks = -(-problem.filters // block.filters)
     pixel_tiles, chunks = _pixel_tiles(problem, block), -(-problem.channels // block.channels)
     phase_rows = 1 if block.rows > 1 else problem.taps[0]
     phase_columns = _phase_columns(problem, block)
     geometry = Geometry(
         problem.images, problem.channels, *problem.image, *problem.x_strides, *problem.stride, *problem.before,
-        h.pitch, *division(h.pitch), w.pitch, *division(w.pitch),
-        _slots_of(problem, block), step_h * w.pitch, step_w, chunks,
+        rows, *division(rows), pitch, *division(pitch),
+        _slots_of(problem, block), step_h * pitch, step_w, chunks,
         phase_rows, phase_columns, problem.dilation[0], problem.dilation[1],
         problem.groups, filter_blocks, problem.filters, *problem.output, *problem.y_strides,
         pixel_tiles * problem.groups * filter_blocks, _stages(problem, block), int(rectify),

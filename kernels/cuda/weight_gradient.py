@@ -15,13 +15,12 @@ from numba.cuda import types
 
 from . import ptx
 from .implicit_gemm import HEADER, divided
+from .outer_products import outer_products, outer_storer
 from .tensor_core import (
     ARITHMETIC,
     CHANNELS,
     LOWEST_FACTOR,
     gather,
-    outer_products,
-    outer_storer,
     promoter,
     splitter,
     zeros,
