@@ -109,6 +109,14 @@ EQUIVALENT: Sequence[Equivalent] = (
         "spec/relu.py", "x.dtype == object", "x.dtype >= object",
         "numpy orders dtypes by what can be cast to what: none but object is at least object.",
     ),
+    Equivalent(
+        ".*/values.py", r"random\(chosen.shape\) < ", r"random\(chosen.shape\) <= ",
+        "A real drawn at random equals no given one.",
+    ),
+    Equivalent(
+        ".*/values.py", 'full != "bias"', '"bias" if full ',
+        "Where the bias is full it is drawn as such, absent or not; the other names come after it.",
+    ),
     Equivalent("spec/window.py", r"dilation\[axis\] == 1", r"dilation\[axis\] <= 1", "A dilation is 1 or more."),
     Equivalent("spec/pool.py", "fill=-1", r"fill=- ?2", "A mark for padding, of which the sign alone is asked."),
 )  # fmt: skip

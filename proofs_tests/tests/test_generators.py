@@ -78,6 +78,15 @@ def test_convolutions_reach_every_geometry() -> None:
     assert len(found) / 5 < len([problem for problem in fast if problem.options["dilation"] == (1, 1)]) < len(found) / 3
 
 
+def test_tiles_stand_on_both_sides_of_powers_of_two() -> None:
+    assert tuple(2**power + beside for power in range(3, 8) for beside in (-1, 0, 1)) == TILES
+
+
+def test_another_draw_is_another_seed() -> None:
+    problem = linear("whole", seed=5)
+    assert [problem.redrawn(draw).seed for draw in range(4)] == [5, 5 + 2**16, 5 + 2 * 2**16, 5 + 3 * 2**16]
+
+
 def test_no_problem_is_long_along_two_axes() -> None:
     for problem in drawn("conv2d"):
         channels, filters = problem.shapes["weight"][1], problem.shapes["weight"][0] // problem.options["groups"]
@@ -97,6 +106,10 @@ def test_poolings_reach_every_geometry() -> None:
     common = [problem for problem in found if problem.options["kernel_size"] == problem.options["stride"] == (2, 2)]
     assert len(found) / 5 < len(common) < len(found) / 3
     for problem in found:
+        geometry = zip(
+            problem.options["kernel_size"], problem.options["dilation"], problem.options["padding"], strict=True
+        )
+        assert all(side <= (size - 1) * gap for size, gap, axis in geometry for side in axis)
         window = Window(
             problem.options["kernel_size"],
             *(problem.options[name] for name in ("stride", "padding", "dilation", "ceil_mode")),
@@ -159,6 +172,13 @@ def test_whole_numbers_fit_the_precision(precision: str, most: int) -> None:
     assert largest_whole(one) == most
 
 
+def test_whole_numbers_of_other_sums() -> None:
+    shapes = {"parameter": (2,), "gradient": (2,), "velocity": (2,)}
+    step = Problem("sgd", shapes, {"learning_rate": 2, "momentum": 3}, (2,), "whole")
+    assert terms(step) == 1 + 2 * (1 + 3)
+    assert largest_whole(step, 2**25) == 1
+
+
 def test_whole_numbers_take_every_value() -> None:
     most = largest_whole(linear("whole"))
     seen = np.unique(np.concatenate([each["x"].ravel() for each in values(linear("whole"))]))
@@ -198,7 +218,7 @@ def test_one_array_fills_the_significand_and_the_others_hold_a_single_number(
 
 
 def test_reals_are_of_four_kinds() -> None:
-    kinds = {"positive": 0, "spread": 0, "far from zero": 0, "normal": 0}
+    kinds, widest = {"positive": 0, "spread": 0, "far from zero": 0, "normal": 0}, 0.0
     for arrays in values(linear("real", dtype="float64")):
         x = arrays["x"]
         if (x > 0).all():
@@ -210,11 +230,13 @@ def test_reals_are_of_four_kinds() -> None:
         elif np.abs(x).max() > 10:
             kinds["spread"] += 1
             assert 2**10 < np.abs(x).max() < 2**14
+            widest = max(widest, np.abs(x).max())
             assert np.sort(np.abs(x).ravel())[x.size // 24] < 2**-9
         else:
             kinds["normal"] += 1
             assert abs(x.mean()) < 0.1
     assert min(kinds.values()) > 5, kinds
+    assert widest > 2**12.5
     half = [np.abs(arrays["x"]).max() for arrays in values(linear("real", precision="fp16"))]
     assert max(half) < 10
 
@@ -226,12 +248,13 @@ def holds_special(array: np.ndarray) -> bool:
 
 
 def test_special_values_are_all_there_in_one_array_at_a_time() -> None:
-    among, seen, shares = set(), set(), []
+    among, seen, shares, of_subnormals = set(), set(), [], 0
     for arrays in values(linear("special"), 200):
         holding = [name for name, array in arrays.items() if holds_special(array)]
         subnormal = [name for name in holding if np.isfinite(arrays[name]).all() and np.abs(arrays[name]).max() < 1e-40]
         assert len(holding) == 1 or set(holding) == set(subnormal) == {holding[0], "bias"}
         among.update(holding)
+        of_subnormals += bool(subnormal)
         ordinary = np.concatenate(
             [array[np.isfinite(array)] for name, array in arrays.items() if name not in subnormal]
         )
@@ -240,6 +263,7 @@ def test_special_values_are_all_there_in_one_array_at_a_time() -> None:
         if holding == ["x"] and not subnormal:
             shares.append(np.mean(~np.isfinite(arrays["x"])))
     assert among == {"x", "weight", "bias"}
+    assert 25 < of_subnormals < 80
     assert {"nan", "inf", "-inf", "-0.0", "0.0", "-3.0", "3.0"} <= seen
     assert any(abs(float(value)) == np.finfo(np.float32).smallest_subnormal for value in seen - {"nan"})
     assert 0.03 < min(shares) < 0.12 < 0.3 < max(shares) < 0.5
