@@ -117,6 +117,10 @@ EQUIVALENT: Sequence[Equivalent] = (
         ".*/values.py", 'full != "bias"', '"bias" if full ',
         "Where the bias is full it is drawn as such, absent or not; the other names come after it.",
     ),
+    Equivalent(
+        ".*/problems.py", "^LONG = ", r"^LONG = 2\*\*14 (<<|\^|\|) 1$",
+        "As many elements or more, past what kernels take in one go all the same.",
+    ),
     Equivalent("spec/window.py", r"dilation\[axis\] == 1", r"dilation\[axis\] <= 1", "A dilation is 1 or more."),
     Equivalent("spec/pool.py", "fill=-1", r"fill=- ?2", "A mark for padding, of which the sign alone is asked."),
 )  # fmt: skip
