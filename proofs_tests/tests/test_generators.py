@@ -78,6 +78,16 @@ def test_convolutions_reach_every_geometry() -> None:
     assert len(found) / 5 < len([problem for problem in fast if problem.options["dilation"] == (1, 1)]) < len(found) / 3
 
 
+@pytest.mark.parametrize("operator", ["conv2d", "max_pool2d", "linear", "flatten", "relu"])
+def test_a_batch_may_be_empty(operator: str) -> None:
+    assert 0 in each(operator, lambda problem: problem.shapes["x"][:1] and problem.shapes["x"][0])
+
+
+def test_no_padding_is_negative() -> None:
+    for operator in ("conv2d", "max_pool2d"):
+        assert min(side for problem in drawn(operator) for side in sides(problem)) == 0
+
+
 def test_tiles_stand_on_both_sides_of_powers_of_two() -> None:
     assert tuple(2**power + beside for power in range(3, 8) for beside in (-1, 0, 1)) == TILES
 
