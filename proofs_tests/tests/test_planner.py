@@ -1,12 +1,14 @@
 """The planner's table: what it takes on either side of every boundary, and that what it takes is right there."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from kernelproof import kernels, spec
+from kernelproof import kernels
 from kernelproof.kernels.cpu import planner
+from kernelproof.kernels.cpu.launch import on_threads
 from kernelproof.kernels.cpu.planner import ALGORITHMS, Problem, decide
 from kernelproof.proofs.at_scale import worst_error
 from kernelproof.proofs.problems import Problem as Proof
@@ -115,25 +117,19 @@ def _as_proof(operator, problem, rounds_as):
     return Proof(operator, shapes, options, output, "real", 0, "float32", "contiguous", rounds_as)
 
 
-def test_bits_do_not_depend_on_threads_for_any_algorithm():
-    from kernelproof.kernels.cpu.launch import on_threads
-
+@pytest.mark.parametrize("problem", [asked(n=3, c=33, h=15, k=35), asked(n=3, c=33, h=15, k=33, groups=33)])
+def test_bits_do_not_depend_on_threads_for_any_algorithm(problem):
     generator = np.random.default_rng(0)
-    problem = asked(n=3, c=33, h=15, k=35)
-    x, weight = (
-        generator.standard_normal(shape).astype(np.float32) for shape in (problem.x_shape, problem.weight_shape)
-    )
-    dy = (
-        generator.standard_normal(spec.conv2d(x[:1, :, :, :], weight, padding=1).shape)
-        .astype(np.float32)
-        .repeat(3, axis=0)
-    )
+    shapes = problem.x_shape, problem.weight_shape, (3, problem.weight_shape[0], 15, 15)
+    x, weight, dy = (generator.standard_normal(shape).astype(np.float32) for shape in shapes)
     calls = {"conv2d": (x, weight, None), "conv2d_dx": (dy, weight, x.shape), "conv2d_dweight": (dy, x, weight.shape)}
     for row in ALGORITHMS:
+        if not all(need.holds(replace(problem, operator=row.operator)) for need in row.needs):
+            continue
         results = []
         for count in (1, 2):
             with on_threads(count):
-                results.append(row.run(*calls[row.operator], problem.window, 1))
+                results.append(row.run(*calls[row.operator], problem.window, problem.groups))
         np.testing.assert_array_equal(*results, err_msg=f"{row.name} {row.operator}")
 
 
