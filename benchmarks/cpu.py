@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -211,7 +213,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(threads, rounds, re.compile(only))
     data: dict[str, Any] = {
-        "command": f"make bench{'-full' * full}",
+        "command": shlex.join(["python", "benchmarks/cpu.py", *sys.argv[1:]]),
         "peak": {str(count): peak(count) for count in range(1, threads + 1)},
         "bandwidth": {str(count): bandwidth(count) for count in range(1, threads + 1)},
     }
