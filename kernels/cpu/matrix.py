@@ -2,9 +2,8 @@
 
 Two forms, so that neither packs the large operand. `transposed`, where the rows of both are summed along: a sum is a
 vector, a lane for each feature modulo `LANES`, and a weight that is read serves many rows of x. `product`, where the
-rows of the second operand are added up: `multiply`, with its weights where they stand. With one thread 1.7 times
-PyTorch's speed on the first, 2.2 times on the second, for 64 rows; where ONNX Runtime has packed the weights before
-it starts, 0.72 of its speed.
+rows of the second operand are added up: `multiply`, with its weights where they stand. Measured
+beside others in docs/cpu.md.
 """
 
 from typing import Any

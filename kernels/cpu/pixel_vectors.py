@@ -4,8 +4,7 @@ Where filters do not fill a vector, neighbouring pixels of a row do. The sweep i
 a strip of rows is copied, padded, so that a tap is one constant offset; then, tile after tile, `correlate` keeps the
 sums of all filters of a group for some rows of some vectors of pixels in registers. They are stored straight into y;
 where neighbouring sums are not neighbours in y, as in the gradient of a strided convolution, by way of a few lines.
-With one thread the input gradient of a first layer is 4.5 times as fast as PyTorch's, with one channel and 3x3 as with
-three and 7x7 with stride 2.
+Measured beside others in docs/cpu.md, shapes E and G.
 """
 
 from typing import Any
