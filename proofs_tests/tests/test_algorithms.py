@@ -20,7 +20,9 @@ PLACES = [
     [pytest.param(*each, id=f"{each[0]}-{each[1]}-{each[2].name}") for each in PLACES],
 )
 def test_an_algorithm_holds_its_laws(name: str, operator: str, law) -> None:  # type: ignore[no-untyped-def]
-    result = hold(law, ALGORITHMS[name], operator, examples=15, seed=0)
+    # Few problems reach a second tile: with 15 a fault in the columns past the twentieth was not seen, with 100 it is.
+    examples = 100 if law.level in ("L1", "L3") else 30
+    result = hold(law, ALGORITHMS[name], operator, examples, seed=0)
     assert result.failure is None, result.failure and result.failure.message
     assert result.cases or result.unsupported  # Some laws speak of geometries alone that an algorithm is not for.
 
