@@ -5,7 +5,7 @@ import importlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Literal, TypeAlias
 
@@ -46,11 +46,7 @@ def working(
 
 @contextlib.contextmanager
 def _processes(workers: int) -> Iterator[Executor]:
-    _share_cores(workers)
-    with ProcessPoolExecutor(
-        # Ctrl-C is for this process to hear, which then ends them.
-        workers, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    ) as executor:  # fmt: skip
+    with processes(workers) as executor:
         try:
             yield executor
         except BaseException:
@@ -74,14 +70,34 @@ def _dask(workers: int, scheduler: str | None, kernel: str | None) -> Iterator[E
         with Client(scheduler) as client:
             yield client.get_executor()
         return
-    _share_cores(workers)
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,  # type: ignore[arg-type]
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address=None,  # type: ignore[arg-type]
+            env=_share_of_cores(workers),
+        ) as cluster,
         Client(cluster) as client,
     ):
         yield client.get_executor()
 
 
-def _share_cores(workers: int) -> None:
+def processes(workers: int, max_tasks_per_child: int | None = None) -> ProcessPoolExecutor:
+    """Fresh processes, which leave Ctrl-C to this one and take no more threads together than there are cores."""
+    return ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(_share_of_cores(workers),),
+        max_tasks_per_child=max_tasks_per_child,
+    )
+
+
+def _begin(environment: Mapping[str, str]) -> None:
+    os.environ |= environment
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _share_of_cores(workers: int) -> dict[str, str]:
     """Workers that each take all cores would only take them from each other."""
-    os.environ["NUMBA_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    return dict.fromkeys(("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"), str(max(1, (os.cpu_count() or 1) // workers)))

@@ -1,10 +1,8 @@
 """`kernelproof scoreboard`: everybody's operators held to the same laws, as a table to share."""
 
 import json as json_format
-import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import reduce
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +19,7 @@ from kernelproof.proofs.report import Result
 from kernelproof.proofs.scoreboard import HELD, Cell, Entry, Scoreboard, code, installed, scoreboard
 from kernelproof.spec import OPS, ParameterError
 
+from .executors import processes
 from .terminal import progress_bar
 
 SIGNS = {"proven": "✓", "refuted": "✗", "differs": "≠", "unsupported": "-", "not checked": "?", "no law": ""}
@@ -107,12 +106,7 @@ def _made(
     time_limit: float,
     workers: int,
 ) -> Scoreboard:
-    # Each library spins up threads of its own: together no more than there are cores.
-    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
-    with (
-        progress_bar(screen) as bar,
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as executor,
-    ):
+    with progress_bar(screen) as bar, processes(workers, max_tasks_per_child=1) as executor:
         task = bar.add_task("starting", total=len(names) * len(rows))
 
         def progress(entry: Entry) -> None:

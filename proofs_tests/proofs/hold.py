@@ -118,14 +118,14 @@ class _Run:
         """Check as many problems as were asked for, and some for each predicate that chance has left out."""
         strategy = problems(self.operator, self.law.family, self.subject.dtypes, self.subject.precision)
         strategy = strategy.filter(self.law.where)
-        _draw(strategy, self.check, examples, seed)
+        draw(strategy, self.check, examples, seed)
         for more in range(1, PATIENCE):
             if self.seen >= examples or not self.unsupported:
                 break
-            _draw(strategy, self.check, examples, seed + more)
+            draw(strategy, self.check, examples, seed + more)
         for name, holds in predicates(self.operator).items():
             if not (self.hit[name] or self.unsupported or name in self.law.never):
-                _draw(strategy.filter(holds), self.check, DIRECTED, seed)
+                draw(strategy.filter(holds), self.check, DIRECTED, seed)
 
 
 def hold(
@@ -189,7 +189,7 @@ def _picture(broken: LawBroken) -> tuple[bool, int]:
     return (False, 0) if not differences or size > WIDEST else (differences.count < size, size)
 
 
-def _draw(strategy: SearchStrategy[Problem], check: Callable[[Problem], None], examples: int, seed: int) -> None:
+def draw(strategy: SearchStrategy[Problem], check: Callable[[Problem], None], examples: int, seed: int) -> None:
     """Check drawn problems; the exception that leaves is the smallest failing problem's."""
 
     @hypothesis.seed(seed)
