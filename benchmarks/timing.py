@@ -22,18 +22,19 @@ TRIES = 6
 """How often a sample that waited is taken again before the least delayed counts."""
 SAMPLE = 0.02
 """Seconds of a sample: a shorter call is repeated."""
-GAP = 0.003
-"""Seconds of rest before a sample, for threads of others to stop spinning; twice as many before each further try."""
+GAP = 0.05
+"""Seconds of rest before a sample: OpenBLAS's threads spin for 30 ms after their work, others' for 10."""
+WARM = 0.02
+"""Seconds of calls before a sample: a thread that slept may take 8 ms to wake."""
 FEW, MUCH_SLOWER = 3, 4.0
 """Rounds of those that are so many times slower than the fastest."""
 
-# Page faults of arrays that come and go would be counted as torch's arithmetic, and a thread of GNU OpenMP that slept
-# for 10 ms takes 8 ms to wake: both are set for everybody, for they live in one process.
+# Page faults of arrays that come and go would be counted as torch's arithmetic: set for everybody, for they live in one
+# process. How threads wait for work is left as each library has it.
 FAIR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
-    "GOMP_SPINCOUNT": "1000",
 }
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
 """Where each library reads how many threads it may use; NPROC is XLA's."""
@@ -95,8 +96,11 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, samples: Sa
 def _sample(each: Callable[[], Any], count: int, samples: Samples) -> float:
     tries: list[tuple[float, float]] = []
     while len(tries) < TRIES:
-        time.sleep(GAP * 2 ** len(tries))
-        each()  # Wakes the threads, and brings back what the others' turns drove out of the caches.
+        time.sleep(GAP)
+        # Wakes the threads, and brings back what the others' turns drove out of the caches.
+        warm = time.perf_counter() + WARM
+        while time.perf_counter() < warm:
+            each()
         waited = _waited()
         seconds = _seconds(each, count)
         tries.append(((_waited() - waited) / (seconds * count), seconds))

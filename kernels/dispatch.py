@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 
@@ -34,13 +34,18 @@ class Backend:
 
     def __init__(self, name: str, precision: Precision = "strict") -> None:
         self.name, self.precision = name, precision
+        # One for each precision, which remembers its calls.
+        self._others: dict[Precision, Self] = {precision: self}
 
     def at(self, precision: Precision) -> "Backend":
         """The same processor with that rounding allowed; raises ParameterError."""
         if precision not in get_args(Precision):
             needed = " or ".join(map(repr, get_args(Precision)))
             raise ParameterError("kernelproof", f"precision={precision!r}", needed, "Choose one of them.")
-        return type(self)(self.name, precision)
+        if precision not in self._others:
+            self._others[precision] = type(self)(self.name, precision)
+            self._others[precision]._others = self._others
+        return self._others[precision]
 
     def kernel(self, operator: Operator[...]) -> Callable[..., Any]:
         """This backend's checked kernel for `operator`; raises UnsupportedError if it has none."""

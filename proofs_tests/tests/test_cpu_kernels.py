@@ -272,6 +272,15 @@ def test_the_bias_gradient_of_no_columns_is_zero():
     assert not kernels.conv2d_dbias(np.zeros((2, 3, 4, 0), np.float32)).any()
 
 
+def test_a_public_function_remembers_the_calls_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = np.ones((1, 2, 5, 6), np.float32), np.ones((3, 2, 3, 3), np.float32)
+    for precision in ("strict", "fast"):
+        first = kernels.conv2d(x, weight, padding=1, precision=precision)
+        with monkeypatch.context() as without:
+            without.setattr(type(spec.conv2d), "perform", None)
+            assert np.array_equal(kernels.conv2d(x, weight, padding=1, precision=precision), first)
+
+
 def test_a_remembered_call_is_refused_what_a_first_call_is() -> None:
     cpu = kernels.backend("cpu").at("strict")
     x, weight = np.ones((1, 2, 5, 5), np.float32), np.ones((3, 2, 3, 3), np.float32)
