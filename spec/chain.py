@@ -27,6 +27,11 @@ class _Section(NamedTuple):
     layers: tuple["Layer | SpecChain", ...]
 
 
+def _no_chain(operand: object) -> ParameterError:
+    remedy = "Make a layer a chain first: SpecChain(layer, input=...)."
+    return ParameterError("SpecChain", f"{operand!r} beside >>", "a chain on both sides", remedy)
+
+
 class SpecChain:
     """Layers in a row, from an input such as `"n 1 28 28"` or, for every height and width, `"n 1 h w"`.
 
@@ -80,12 +85,16 @@ class SpecChain:
     def __rshift__(self, then: "SpecChain") -> "SpecChain":
         """This chain, then the other: one flat chain, named afresh, its shapes proven at the joint."""
         if not isinstance(then, SpecChain):
-            return NotImplemented
+            raise _no_chain(then)
         self._check_uncompiled()
         then._check_uncompiled()
         both = object.__new__(SpecChain)
         both._wire(self._sections + then._sections)
         return both
+
+    def __rrshift__(self, before: object) -> "SpecChain":
+        """What stands before a chain and is none is refused."""
+        raise _no_chain(before)
 
     def _check_uncompiled(self) -> None:
         if self.perform is not specification:

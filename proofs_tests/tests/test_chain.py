@@ -366,8 +366,17 @@ def test_a_joint_admits_the_sizes_that_fit_both_chains():
     # Height and width go different ways, so a chain for squares cannot follow; nothing is admitted by mistake.
     with pytest.raises(WiringError):
         _ = first >> SpecChain(ReLU(), input="n 4 side side")
-    with pytest.raises(TypeError):
-        _ = first >> ReLU()  # type: ignore[operator]
+
+
+def test_a_layer_beside_a_chain_is_refused_with_how_to_wire_it():
+    chain = SpecChain(Conv2d(1, 4, 3), input="n 1 h w")
+    for join in (lambda: chain >> ReLU(), lambda: ReLU() >> chain):  # type: ignore[operator]
+        with pytest.raises(ParameterError) as refused:
+            join()
+        assert str(refused.value) == (
+            "SpecChain: ReLU() beside >>; needs a chain on both sides. "
+            "Make a layer a chain first: SpecChain(layer, input=...)."
+        )
 
 
 def test_nested_parameters_carry_the_chain_s_name():
