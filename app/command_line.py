@@ -16,7 +16,7 @@ from rich.markup import escape
 from kernelproof.models import CNN2Config, TrainConfig, cnn_with_relu_spec
 from kernelproof.models.host import write_whole
 from kernelproof.spec import ParameterError, SpecChain
-from kernelproof.spec.errors import KernelproofError
+from kernelproof.spec.errors import KernelproofError, type_of
 
 BackendName: TypeAlias = Literal["cpu", "cuda"]
 AdapterName: TypeAlias = Literal["torch", "onnxruntime", "onnx.reference", "jax", "tinygrad"]
@@ -412,7 +412,7 @@ def _chain(model: str, config: CNN2Config) -> SpecChain:
     chain = imported(model, "kernelproof", "model")
     if not isinstance(chain, SpecChain):
         raise ParameterError(
-            "kernelproof", f"model {model!r} is a {type(chain).__name__}", "cnn2 or a SpecChain", "Name the chain."
+            "kernelproof", f"model {model!r} is {type_of(chain)}", "cnn2 or a SpecChain", "Name the chain."
         )
     return chain
 

@@ -1,6 +1,12 @@
 """What can go wrong when an operator is called: typed, and told before any work is done."""
 
 
+def type_of(value: object) -> str:
+    """The value's type, as a sentence names it: `an int`, `a list`, `a uint8`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
+
+
 class KernelproofError(ValueError):
     """A call that cannot be carried out: the operator, what came, what it needs, what to do.
 

@@ -16,7 +16,7 @@ import numpy as np
 from beartype import beartype
 from jaxtyping import jaxtyped
 
-from .errors import DtypeError, ShapeError
+from .errors import DtypeError, ShapeError, type_of
 
 P = ParamSpec("P")
 Array: TypeAlias = np.ndarray
@@ -82,9 +82,7 @@ def check_arrays(operator: str, **arrays: Any) -> None:
         if array is None and name == "bias":
             continue
         if not hasattr(array, "shape") or not hasattr(array, "dtype") or isinstance(array, np.generic):
-            raise DtypeError(
-                operator, f"{name} is a {type(array).__name__}", "an array", f"Pass numpy.asarray({name})."
-            )
+            raise DtypeError(operator, f"{name} is {type_of(array)}", "an array", f"Pass numpy.asarray({name}).")
         if np.dtype(array.dtype).kind not in "biufO":
             raise DtypeError(operator, f"{name} is {array.dtype}", "real numbers", "Convert with .astype first.")
         dtypes[name] = array.dtype

@@ -17,6 +17,7 @@ from kernelproof.kernels.contract import DTYPES
 from kernelproof.kernels.gpu import gpu
 from kernelproof.kernels.source import kernels_hash, source_hash
 from kernelproof.spec import OPERATORS, OPS, ParameterError, UnsupportedError, find
+from kernelproof.spec.errors import type_of
 
 from . import adapters
 from .judging import AXES, Declared, Kernel
@@ -220,10 +221,7 @@ def _functions(kernel: Any, op: str) -> dict[str, Kernel]:
         return _of_pair(kernel, op)
     if not callable(kernel):
         raise ParameterError(
-            "verify",
-            f"a {type(kernel).__name__}",
-            "a function, or forward and backward",
-            "See docs/prove-your-kernel.md.",
+            "verify", type_of(kernel), "a function, or forward and backward", "See docs/prove-your-kernel.md."
         )
     return {op: kernel}
 

@@ -29,6 +29,8 @@ POOLED = of(2, 4, 3, 5)
 
 REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("conv2d", (X.tolist(), WEIGHT), CONV, "x is a list; needs an array. Pass numpy.asarray(x)."),
+    ("conv2d", (1, WEIGHT), CONV, "x is an int; needs an array. Pass numpy.asarray(x)."),
+    ("conv2d", (np.uint8(1), WEIGHT), CONV, "x is a uint8; needs an array. Pass numpy.asarray(x)."),
     ("conv2d", (np.float32(1), WEIGHT), CONV, "x is a float32; needs an array. Pass numpy.asarray(x)."),
     ("conv2d", (X.astype(complex), WEIGHT), CONV, "x is complex128; needs real numbers. Convert with .astype first."),
     ("conv2d", (X, WEIGHT, of(6).astype(np.float64)), CONV,
