@@ -58,7 +58,11 @@ class Outcome:
 
 
 def run(out: Path, seed: int, epochs: int, screen: Console) -> int:
-    """Do the main job and say what was proven; exit status 1 if anything was refuted. Raises UnsupportedError."""
+    """Do the main job and say what was proven; exit status 1 if anything was refuted.
+
+    Raises ParameterError, UnsupportedError.
+    """
+    config = TrainConfig(epochs=epochs, seed=seed)
     if missing := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise UnsupportedError(
             "demo", f"no {' and no '.join(missing)} in this environment", "the extra kernelproof[onnx]",
@@ -81,7 +85,6 @@ def run(out: Path, seed: int, epochs: int, screen: Console) -> int:
     screen.rule("3  CNN2 learns handwritten digits", align="left")
     chain = cnn_with_relu_spec(TRAINED)
     learning, held_out = load_digits().split(seed=seed)
-    config = TrainConfig(epochs=epochs, seed=seed)
     parameters, steps = trained(screen, chain.compile(cpu), chain.initialise(seed), learning, config)
     evaluation = evaluate(chain.compile(cpu), parameters, held_out.images, held_out.labels)
     screen.print(f"{evaluation.accuracy:.2%} of {len(held_out)} digits held out are read right")

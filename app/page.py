@@ -37,15 +37,14 @@ def curve(steps: Sequence[tuple[int, float, float]], width: int = 640, height: i
     epochs = [list(of_epoch) for _, of_epoch in groupby(steps, lambda step: step[0])]
     loss = [float(np.mean([step[1] for step in of_epoch])) for of_epoch in epochs]
     accuracy = [float(np.mean([step[2] for step in of_epoch])) for of_epoch in epochs]
-    highest, across = max(loss, default=1.0), max(1, len(epochs) - 1)
+    highest, across = max(loss), max(1, len(epochs) - 1)
 
     def line(values: Sequence[float], top: float) -> str:
         return " ".join(f"{i * width / across:.1f},{height * (1 - v / top):.1f}" for i, v in enumerate(values))
 
     return {
         "width": width, "height": height, "loss": line(loss, highest), "accuracy": line(accuracy, 1.0),
-        "highest": highest, "epochs": len(epochs), "last_loss": loss[-1] if loss else None,
-        "last_accuracy": accuracy[-1] if accuracy else None,
+        "highest": highest, "epochs": len(epochs), "last_loss": loss[-1], "last_accuracy": accuracy[-1],
     }  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def trained(
                 loss = sum(each.loss for each in of_epoch) / len(of_epoch)
                 accuracy = sum(each.accuracy for each in of_epoch) / len(of_epoch)
                 console.print(f"epoch {step.epoch:>3} of {config.epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}")
-    return (steps[-1].parameters if steps else parameters), steps
+    return steps[-1].parameters, steps
 
 
 PACKAGES = ("kernelproof", "numpy", "numba", "numba-cuda", "hypothesis", "jaxtyping", "beartype", "onnx", "onnxruntime")

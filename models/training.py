@@ -35,7 +35,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             whole("TrainConfig", name, getattr(self, name), least)
         for name in ("learning_rate", "momentum"):
             rate = getattr(self, name)

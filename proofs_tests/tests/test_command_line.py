@@ -36,6 +36,8 @@ def test_a_proven_operator_exits_with_0() -> None:
         (["verify", "json:dumps", "--op", "relu", "--time-limit", "0"], "time_limit=0"),
         (["verify", "--json", "/nowhere/at/all.json"], "/nowhere/at/all.json"),
         (["train", "cnn2", "/nowhere/cnn2.safetensors"], "/nowhere/cnn2.safetensors"),
+        (["train", "--epochs", "0"], "epochs=0"),
+        (["demo", "--epochs", "0"], "epochs=0"),
         (["export", "cnn3", "cnn3.onnx"], "cnn3"),
         (["summary", "--c1", "0"], "c1=0"),
         (["nonsense"], "nonsense"),

@@ -105,7 +105,7 @@ def test_a_loss_that_is_no_number_stops_training_and_says_why():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": -1}, {"batch_size": 0}, {"learning_rate": -1.0}, {"momentum": float("nan")}, {"seed": 0.5}]
+    "wrong", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"momentum": float("nan")}, {"seed": 0.5}]
 )
 def test_a_wrong_config_is_refused_when_it_is_made(wrong):
     with pytest.raises(ParameterError, match=f"TrainConfig: {next(iter(wrong))}="):
