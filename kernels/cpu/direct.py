@@ -1,7 +1,7 @@
 """Direct convolution on the micro-kernel: no image is unrolled, no product saved, no sum split.
 
 A task is a strip of rows of one image and group. The strip is copied, padded, into the second-level cache as
-`[c][row][column phase][pitch]`: there a filter tap is one constant offset, whatever stride and dilation are. Then, for
+`[c][column phase][row][pitch]`: there a filter tap is one constant offset, whatever stride and dilation are. Then, for
 one panel of filters after the other, `multiply` runs over tiles of pixels; their sums are laid pixel by pixel into a
 scratch, with a lane for each filter, and turned from there into rows of y.
 
@@ -17,7 +17,8 @@ from numba import prange
 from kernelproof.spec import Window
 
 from .launch import parallel, ready, serial, share, threads
-from .micro_kernels import VECTORS, copy_row, from_lanes, multiply, pool_lanes, to_lanes
+from .micro_kernels import VECTORS, claim_lines, copy_row, from_lanes, multiply, pool_lanes, to_lanes
+from .strips import copy_planes, copy_strip
 from .sweep import Plan, as_long_rows, backward, forward
 from .vectors import LANES, call, take
 from .workspace import borrowed
@@ -78,41 +79,44 @@ class Packing(NamedTuple):
     columns: int
 
 
+class Routines(NamedTuple):
+    """Addresses of the micro-kernels; `multiply` for whole panels of filters, `multiply_last` for the last one."""
+
+    to_lanes: int
+    copy_row: int
+    copy_planes: int
+    claim: int
+    multiply: int
+    multiply_last: int
+    pool: int
+    from_lanes: int
+
+
 def _sweep_all(plan: Plan, x: Any, weight: Any, packing: Packing, bias: Any, y: tuple[Any, Any], relu: bool) -> None:
     """Pack the weights, then sweep; y, with the winners if it is pooled, is in whatever shape its memory is."""
     sweep = plan.sweep
     vectors = -(-sweep.filters // LANES)
     last = vectors - (vectors - 1) // VECTORS * VECTORS
-    routines = np.array(
-        [
-            to_lanes.address(),
-            copy_row.address(step=sweep.column_stride),
-            multiply.address(pixels=sweep.pixels, vectors=VECTORS, pixel_step=4),
-            multiply.address(pixels=sweep.pixels, vectors=last, pixel_step=4),
-            from_lanes.address(relu=int(relu and not sweep.pooled)),
-            pool_lanes.address(relu=int(relu)),
-        ]
-    )
+    routines = Routines(
+        to_lanes.address(), copy_row.address(step=1), copy_planes.address(step=sweep.column_stride),
+        claim_lines.address(),
+        multiply.address(pixels=sweep.pixels, vectors=VECTORS, pixel_step=4),
+        multiply.address(pixels=sweep.pixels, vectors=last, pixel_step=4),
+        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not sweep.pooled)),
+    )  # fmt: skip
     starts = np.zeros((sweep.groups, vectors * LANES), np.float32)
     if bias is not None:
         starts[:, : sweep.filters] = bias.reshape(sweep.groups, sweep.filters)
     workers = threads()
+    of_strip = sweep.strip * sweep.row_step * sweep.columns * sweep.filters * sweep.channels
     with borrowed(plan.packed + workers * plan.scratch) as memory:
         share(
             _pack, sweep.groups * vectors, LANES * sweep.channels * sweep.taps, weight, packing, sweep, memory, routines
         )
-        tasks = len(x) * sweep.groups * sweep.strips
-        cost = (
-            sweep.strip
-            * sweep.row_step
-            * sweep.columns
-            * sweep.filters
-            * sweep.channels
-            * max(1, sweep.taps // len(plan.phases))
-        )
         share(
-            _sweep, tasks, cost, x, memory, plan.packed, plan.scratch, (plan.copied, plan.summed, plan.winners), starts,
-            *y, plan.phases, plan.offsets, sweep, routines,
+            _sweep, len(x) * sweep.groups * sweep.strips, of_strip * max(1, sweep.taps // len(plan.phases)),
+            x, memory, plan.packed, plan.scratch, (plan.copied, plan.summed, plan.winners), starts,
+            *y, (plan.phases, plan.offsets, plan.copies), sweep, routines,
         )  # fmt: skip
 
 
@@ -132,29 +136,29 @@ def _pack_vector(task, weight, packing, sweep, packed, routines):
     group, vector = task // vectors, task % vectors
     in_panel = min(VECTORS, vectors - vector // VECTORS * VECTORS)
     first = vector * LANES
+    filters = min(LANES, sweep.filters - first)
     terms = sweep.channels * sweep.taps
     source = weight + 4 * (
         group * (packing.times * packing.block if packing.block else sweep.filters * packing.row) + first * packing.row
     )
     target = packed + 4 * LANES * ((group * vectors + vector // VECTORS * VECTORS) * terms + vector % VECTORS)
+    of_term = 4 * LANES * in_panel
     for _ in range(packing.times):
-        call(
-            routines[0],
-            (source, 4 * packing.row, min(LANES, sweep.filters - first), packing.columns, target, 4 * LANES * in_panel),
-        )
+        if packing.row == 1:  # Filters are neighbours already.
+            call(routines.copy_row, (source, filters, target, 0, LANES - filters))
+        else:
+            call(routines.to_lanes, (source, 4 * packing.row, filters, packing.columns, target, of_term))
         source += 4 * packing.block
-        target += 4 * LANES * in_panel * packing.columns
+        target += of_term * packing.columns
 
 
 @parallel
-def _sweep(
-    workers, counter, last, x, memory, packed, scratch, parts, starts, y, winner, phases, offsets, sweep, routines
-):
+def _sweep(workers, counter, last, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep, routines):
     of_filter = y.shape[2] * y.shape[3]
     for worker in prange(workers):
         task = take(counter)
         while task < last:
-            image, strip = task // sweep.strips, task % sweep.strips
+            image = task // sweep.strips
             group = image % sweep.groups
             own = memory.ctypes.data + 4 * (packed + worker * scratch)
             _strip(
@@ -164,40 +168,41 @@ def _sweep(
                 y.ctypes.data + 4 * image * sweep.filters * of_filter,
                 winner.ctypes.data + 4 * image * sweep.filters * of_filter,
                 own, own + 4 * parts[0], own + 4 * (parts[0] + parts[1]), 4 * parts[2],
-                strip * sweep.strip, phases, offsets, sweep, routines,
+                task % sweep.strips * sweep.strip,
+                tables, sweep, routines,
             )  # fmt: skip
             task = take(counter)
 
 
 @serial
-def _strip(x, weight, start, y, winner, copy, sums, maxima, of_maxima, first, phases, offsets, sweep, routines):
+def _strip(x, weight, start, y, winner, copy, sums, maxima, of_maxima, first, tables, sweep, routines):
     """Rows `first ..` of every phase, for all filters of a group; arrays and scratch by their addresses."""
+    phases, offsets, copies = tables
     rows = min(sweep.strip, -(-sweep.rows // sweep.row_step) - first)
-    of_row, of_channel = _copy_strip(x, copy, first, rows, sweep, routines)
+    copy_strip(x, copy, first, rows, copies, sweep, routines.copy_planes)
     begin = first * sweep.row_step
     written = min(sweep.rows, begin + rows * sweep.row_step) - begin
     done = 0
     while done < sweep.filters:
         vectors = min(VECTORS, -(-(sweep.filters - done) // LANES))
-        routine = routines[2] if vectors == VECTORS else routines[3]
-        _panel(copy, of_row, of_channel, weight, start, sums, first, rows, vectors, routine, phases, offsets, sweep)
+        _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, offsets, sweep, routines)
         for vector in range(vectors):
             of_pixel = 4 * LANES * vectors
             source, filters = sums + 4 * LANES * vector, min(LANES, sweep.filters - done)
             if sweep.pooled:
                 q = sweep.columns // 2
                 of_image, at = 4 * (sweep.rows // 2) * q, 4 * (begin // 2) * q
-                call(routines[5], (
+                call(routines.pool, (
                     source, of_pixel, sweep.columns * of_pixel, q, written // 2, maxima, maxima + of_maxima,
                 ))  # fmt: skip
                 pixels = written // 2 * q
-                call(routines[4], (maxima, 4 * LANES, pixels, y + done * of_image + at, of_image, filters))
-                call(routines[4], (
+                call(routines.from_lanes, (maxima, 4 * LANES, pixels, y + done * of_image + at, of_image, filters))
+                call(routines.from_lanes, (
                     maxima + of_maxima, 4 * LANES, pixels, winner + done * of_image + at, of_image, filters,
                 ))  # fmt: skip
             else:
                 of_image, at = 4 * sweep.rows * sweep.columns, 4 * begin * sweep.columns
-                call(routines[4], (
+                call(routines.from_lanes, (
                     source, of_pixel, written * sweep.columns, y + done * of_image + at, of_image, filters,
                 ))  # fmt: skip
             done += LANES
@@ -206,45 +211,28 @@ def _strip(x, weight, start, y, winner, copy, sums, maxima, of_maxima, first, ph
 
 
 @serial
-def _copy_strip(x, copy, first, rows, sweep, routines):
-    """`copy[c][row][column phase][pitch]`, zero where it is outside x; the bytes of a row of y, and of a channel."""
-    phases, pitch = sweep.column_stride, sweep.pitch
-    height = (rows - 1) * sweep.row_stride + sweep.span
-    for c in range(sweep.channels):
-        for i in range(height):
-            h = first * sweep.row_stride - sweep.top + i
-            for phase in range(phases):
-                # The first w that falls in this phase, and how many follow.
-                w = max(0, -sweep.left)
-                w += (phase - sweep.left - w) % phases
-                before = min(pitch, (w + sweep.left) // phases)
-                count = min(max(0, -(-(sweep.width - w) // phases)), pitch - before)
-                if h < 0 or h >= sweep.height:
-                    before, count = pitch, 0
-                source = x + 4 * ((c * sweep.height + h) * sweep.width + w)
-                call(routines[1], (source, count, copy, before, pitch - before - count))
-                copy += 4 * pitch
-    return 4 * sweep.row_stride * phases * pitch, 4 * height * phases * pitch
-
-
-@serial
-def _panel(copy, of_row, of_channel, weight, start, sums, first, rows, vectors, routine, phases, offsets, sweep):
-    """A panel of filters over the strip's rows: `sums[pixel][lane]`, pixels as in y."""
-    of_pixel = 4 * LANES * vectors
+def _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, offsets, sweep, routines):
+    """A panel of filters `done ..` over the strip's rows: `sums[pixel][lane]`, pixels as in y."""
+    of_pixel, of_row = 4 * LANES * vectors, 4 * sweep.row_stride * sweep.pitch
+    of_channel = 4 * sweep.column_stride * sweep.height_of_copy * sweep.pitch
+    of_image = 4 * sweep.rows * sweep.columns
+    claimed = 0 if sweep.pooled else min(vectors * LANES, sweep.filters - done)
     for phase in range(len(phases)):
         a, b, tap, taps = phases[phase]
         columns = -(-(sweep.columns - b) // sweep.column_step)
         for i in range(rows):
-            if (first + i) * sweep.row_step + a >= sweep.rows:
+            p = (first + i) * sweep.row_step + a
+            if p >= sweep.rows:
                 break
-            row = sums + (i * sweep.row_step + a) * sweep.columns * of_pixel
-            q = 0
-            while q < columns:
+            row = (i * sweep.row_step + a) * sweep.columns
+            for tile in range(-(-columns // sweep.pixels)):
                 # The last tile overlaps the one before, which computed the same.
-                q = min(q, columns - sweep.pixels)
-                call(routine, (
+                q = min(tile * sweep.pixels, columns - sweep.pixels)
+                at = b + q * sweep.column_step
+                # What the sums are turned into comes near meanwhile.
+                call(routines.claim, (y + done * of_image + 4 * (p * sweep.columns + at), of_image, claimed))
+                call(routines.multiply if vectors == VECTORS else routines.multiply_last, (
                     copy + i * of_row + 4 * q, of_channel, sweep.channels, offsets.ctypes.data + 8 * tap, taps,
                     weight + tap * of_pixel, sweep.taps * of_pixel, start,
-                    row + (b + q * sweep.column_step) * of_pixel, sweep.column_step * of_pixel,
+                    sums + (row + at) * of_pixel, sweep.column_step * of_pixel,
                 ))  # fmt: skip
-                q += sweep.pixels

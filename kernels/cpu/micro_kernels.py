@@ -112,6 +112,14 @@ def from_lanes(words: Words, x: Any, x_step: Any, columns: Any, y: Any, row_step
 
 
 @micro_kernel
+def claim_lines(words: Words, y: Any, row_step: Any, rows: Any) -> None:
+    """Start to bring the line at each `y + row*row_step` near, to be written."""
+    with words.loop(rows, y) as loop:
+        words.prefetch(loop.carried[0], to_write=True)
+        loop.carry(words.at(loop.carried[0], row_step))
+
+
+@micro_kernel
 def copy_row(words: Words, x: Any, count: Any, y: Any, before: Any, after: Any, *, step: int) -> None:
     """`y[before + i] = x[i*step]` for `count` floats, with zeros before and after."""
     builder, lanes = words.builder, words.lanes

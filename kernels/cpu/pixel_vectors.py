@@ -15,7 +15,7 @@ from numba import prange
 from kernelproof.spec import Window
 
 from .launch import parallel, ready, serial, share, threads
-from .micro_kernels import copy_row
+from .strips import copy_planes, copy_strip
 from .sweep import Plan, backward, forward
 from .vectors import LANES, REGISTERS, Words, call, micro_kernel, take
 from .workspace import borrowed, in_lines
@@ -98,33 +98,6 @@ def correlate(
 
 
 @micro_kernel
-def copy_rows(
-    words: Words, x: Any, x_row: Any, rows: Any, count: Any, y: Any, y_row: Any, width: Any, *, inner: int
-) -> None:
-    """`y[row][i] = x[row][i]` for `count` floats, then zeros up to `width` or some more, row after row.
-
-    With `inner`, whole vectors of x may be read beyond a row: loads with a mask that miss the cache are slow.
-    """
-    builder, lanes = words.builder, words.lanes
-    whole = builder.sdiv(count, words.number(lanes))
-    valid = words.first(builder.srem(count, words.number(lanes)))
-    zeros = builder.sub(builder.sdiv(words.at(width, lanes - 1), words.number(lanes)), words.at(whole, 1))
-    zero = words.constant(0)
-    with words.loop(rows, x, y) as row:
-        with words.loop(whole, *row.carried) as loop:
-            source, target = loop.carried
-            words.store(words.load(source), target)
-            loop.carry(words.at(source, words.size), words.at(target, words.size))
-        source, target = loop.results
-        last = builder.select(valid, words.load(source), zero) if inner else words.load_where(valid, source)
-        words.store(last, target)
-        with words.loop(zeros, words.at(target, words.size)) as loop:
-            words.store(zero, loop.carried[0])
-            loop.carry(words.at(loop.carried[0], words.size))
-        row.carry(words.at(row.carried[0], x_row), words.at(row.carried[1], y_row))
-
-
-@micro_kernel
 def interleave(words: Words, even: Any, odd: Any, y: Any, count: Any) -> None:
     """`y[2*i] = even[i]`, `y[2*i + 1] = odd[i]` for `count` floats of y; reads whole vectors."""
     lanes = words.lanes
@@ -173,16 +146,14 @@ def _swept(plan: Plan, x: Any, weight: Any, starts: Any, y: Any, relu: bool) -> 
     rows, vectors = _tile(plan)
     routines = np.array([
         correlate.address(filters=sweep.filters, rows=rows, vectors=vectors, relu=int(relu)),
-        copy_row.address(step=sweep.column_stride),
-        copy_rows.address(inner=0),
-        copy_rows.address(inner=1),
+        copy_planes.address(step=sweep.column_stride),
         interleave.address(),
     ])  # fmt: skip
     scratch, workers = _scratch(plan), threads()
     taps = max(1, sweep.taps // len(plan.phases))
     cost = sweep.strip * sweep.row_step * sweep.columns * sweep.filters * (1 + sweep.channels * (taps + 4))
     with borrowed(workers * scratch) as memory:
-        tables = (rows, vectors), plan.phases, plan.offsets, sweep, routines
+        tables = (rows, vectors), plan.phases, plan.offsets, plan.copies, sweep, routines
         share(
             _sweep, len(x) * sweep.groups * sweep.strips, cost, x, weight, starts,
             y.reshape(len(y) * y.shape[1], *y.shape[2:]), memory, scratch, plan.copied + _SLACK, _line(plan), *tables,
@@ -192,7 +163,23 @@ def _swept(plan: Plan, x: Any, weight: Any, starts: Any, y: Any, relu: bool) -> 
 
 @parallel
 def _sweep(
-    workers, counter, last, x, weight, starts, y, memory, scratch, copied, line, tile, phases, offsets, sweep, routines
+    workers,
+    counter,
+    last,
+    x,
+    weight,
+    starts,
+    y,
+    memory,
+    scratch,
+    copied,
+    line,
+    tile,
+    phases,
+    offsets,
+    copies,
+    sweep,
+    routines,
 ):
     for worker in prange(workers):
         own = memory[worker * scratch : (worker + 1) * scratch]
@@ -201,7 +188,8 @@ def _sweep(
             image, first = task // sweep.strips, task % sweep.strips * sweep.strip
             group = image % sweep.groups
             rows = min(sweep.strip, -(-sweep.rows // sweep.row_step) - first)
-            _copy_strip(x, image, own.ctypes.data, first, rows, sweep, routines)
+            of_image = 4 * sweep.channels * sweep.height * sweep.width
+            copy_strip(x.ctypes.data + image * of_image, own.ctypes.data, first, rows, copies, sweep, routines[1])
             _strip(
                 own, copied, line, weight[group].ctypes.data, starts.ctypes.data + 4 * group * sweep.filters,
                 y[image * sweep.filters : (image + 1) * sweep.filters],
@@ -211,56 +199,11 @@ def _sweep(
 
 
 @serial
-def _copy_strip(x, image, copy, first, rows, sweep, routines):
-    """`copy[c][row][column phase][pitch]`, zero where it is outside x."""
-    phases, pitch = sweep.column_stride, sweep.pitch
-    height = (rows - 1) * sweep.row_stride + sweep.span
-    top = first * sweep.row_stride - sweep.top
-    above, below = min(height, max(0, -top)), min(height, max(0, top + height - sweep.height))
-    of_plane = 4 * sweep.height * sweep.width
-    source = x.ctypes.data + image * sweep.channels * of_plane
-    for c in range(sweep.channels):
-        if phases == 1 and sweep.left >= 0:
-            left = (x.shape[0] * x.shape[1] - 1 - image * sweep.channels - c) * sweep.height * sweep.width
-            _copy_plane(source, copy, top, above, height - above - below, below, left >= LANES, sweep, routines)
-            copy += 4 * height * pitch
-        else:
-            for i in range(height):
-                for phase in range(phases):
-                    # The first w that falls in this phase, and how many follow.
-                    w = max(0, -sweep.left)
-                    w += (phase - sweep.left - w) % phases
-                    before = min(pitch, (w + sweep.left) // phases)
-                    count = min(max(0, -(-(sweep.width - w) // phases)), pitch - before)
-                    if not above <= i < height - below:
-                        before, count = pitch, 0
-                    at = source + 4 * ((top + i) * sweep.width + w)
-                    call(routines[1], (at, count, copy, before, pitch - before - count))
-                    copy += 4 * pitch
-        source += of_plane
-
-
-@serial
-def _copy_plane(x, copy, top, above, inside, below, is_inner, sweep, routines):
-    """Rows that are `above`, `inside` and `below` an image, zeros between them: each row clears the next one's left."""
-    pitch, width = 4 * sweep.pitch, 4 * sweep.width
-    call(routines[2], (x, 0, 1, 0, copy, pitch, sweep.left))
-    copy += 4 * sweep.left
-    call(routines[2], (x, 0, above, 0, copy, pitch, sweep.pitch))
-    copy += above * pitch
-    count = min(sweep.width, sweep.pitch - sweep.left)
-    call(routines[3 if is_inner else 2], (
-        x + (top + above) * width, width, inside, count, copy, pitch, sweep.pitch,
-    ))  # fmt: skip
-    call(routines[2], (x, 0, below, 0, copy + inside * pitch, pitch, sweep.pitch))
-
-
-@serial
 def _strip(own, copied, line, weight, start, y, first, rows, tile, phases, offsets, sweep, routines):
     """Rows `first ..` of every phase, tile after tile; where columns have phases, by way of `own[copied:]`."""
-    copy, height = own.ctypes.data, (rows - 1) * sweep.row_stride + sweep.span
-    of_row = 4 * sweep.column_stride * sweep.pitch
-    of_channel, of_y, width = height * of_row, 4 * sweep.rows * sweep.columns, tile[1] * LANES
+    copy, of_row = own.ctypes.data, 4 * sweep.pitch
+    of_channel = 4 * sweep.column_stride * sweep.height_of_copy * sweep.pitch
+    of_y, width = 4 * sweep.rows * sweep.columns, tile[1] * LANES
     for a in range(sweep.row_step):
         i = 0
         while i < rows and (first + i) * sweep.row_step + a < sweep.rows:
@@ -296,7 +239,7 @@ def _join(lines, line, y, p, sweep, routines):
     for f in range(sweep.filters):
         if step == 2 and sweep.columns > 1:
             at = lines.ctypes.data + 4 * f * line
-            call(routines[4], (at, at + 4 * line * sweep.filters, y[f, p].ctypes.data, sweep.columns))
+            call(routines[2], (at, at + 4 * line * sweep.filters, y[f, p].ctypes.data, sweep.columns))
         else:
             for b in range(min(step, sweep.columns)):
                 for q in range(b, sweep.columns, step):

@@ -42,6 +42,7 @@ class Sweep(NamedTuple):
     left: int
     span: int
     taps: int
+    height_of_copy: int
     pitch: int
     strip: int
     strips: int
@@ -50,12 +51,17 @@ class Sweep(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A sweep with its tables: `phases[(a, b, first tap, taps)]`, the `offsets` of taps in bytes, and their `order`."""
+    """A sweep with its tables.
+
+    `phases[(a, b, first tap, taps)]` of what is written, the `offsets` of taps in bytes and their `order`, and
+    `copies[(first column, zeros before, columns)]` of each column phase of what is read.
+    """
 
     sweep: Sweep
     phases: np.ndarray
     offsets: np.ndarray
     order: np.ndarray
+    copies: np.ndarray
 
     @property
     def panels(self) -> int:
@@ -87,8 +93,7 @@ class Plan(NamedTuple):
     def copied(self) -> int:
         """Floats of a strip's copy."""
         sweep = self.sweep
-        rows = (sweep.strip - 1) * sweep.row_stride + sweep.span
-        return in_lines(sweep.channels * rows * sweep.column_stride * sweep.pitch)
+        return in_lines(sweep.channels * sweep.height_of_copy * sweep.column_stride * sweep.pitch)
 
 
 @functools.lru_cache(maxsize=256)
@@ -162,18 +167,25 @@ def _planned(
     fewest = -(-strip_rows // strip)
     strip = -(-strip_rows // (fewest * together)) * together
     strips = -(-strip_rows // strip)
+    height_of_copy = (strip - 1) * stride[0] + span
     table, offsets, order = [], [], []
     for a, b, taps in phases:
         table.append((a, b, len(offsets), len(taps)))
         for tap, (row, column) in taps:
             order.append(tap)
             phase, shift = (column - first_column) % stride[1], (column - first_column) // stride[1]
-            offsets.append(4 * (((row - first_row) * stride[1] + phase) * pitch + shift))
+            offsets.append(4 * ((phase * height_of_copy + row - first_row) * pitch + shift))
+    copies = []
+    for phase in range(stride[1]):
+        first = max(0, first_column)
+        first += (phase + first_column - first) % stride[1]
+        before = min(pitch, (first - first_column) // stride[1])
+        copies.append((first, before, min(max(0, -(-(width - first) // stride[1])), pitch - before)))
     sweep = Sweep(
         groups, channels, height, width, filters, rows, columns, *stride, *step, -first_row, -first_column, span,
-        len(order), pitch, strip, strips, pixels, int(pooled),
+        len(order), height_of_copy, pitch, strip, strips, pixels, int(pooled),
     )  # fmt: skip
-    return Plan(sweep, np.array(table, np.int64), np.array(offsets, np.int64), np.array(order, np.int64))
+    return Plan(sweep, *(np.array(each, np.int64) for each in (table, offsets, order, copies)))
 
 
 def as_long_rows(window: Window, x_shape: tuple[int, ...]) -> tuple[int, ...]:

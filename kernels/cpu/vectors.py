@@ -80,9 +80,9 @@ class Words:
     def load_integer(self, address: Any) -> Any:
         return self.builder.load(self._pointer(address, INT), align=8)
 
-    def prefetch(self, address: Any) -> None:
+    def prefetch(self, address: Any, to_write: bool = False) -> None:
         """Start to bring the line at `address` near: it need not be memory."""
-        arguments = (self._pointer(address, FLOAT), *(ir.Constant(INT32, each) for each in (0, 2, 1)))
+        arguments = (self._pointer(address, FLOAT), *(ir.Constant(INT32, each) for each in (int(to_write), 2, 1)))
         self.builder.call(self._declared("llvm.prefetch.p0", ir.VoidType(), arguments), arguments)
 
     def splat(self, address: Any) -> Any:
