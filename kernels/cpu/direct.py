@@ -17,7 +17,7 @@ from numba import prange
 from kernelproof.spec import Window
 
 from .launch import parallel, ready, serial, share, threads
-from .micro_kernels import VECTORS, claim_lines, copy_row, from_lanes, multiply, pool_lanes, to_lanes
+from .micro_kernels import VECTORS, claim_lines, copy_lanes, from_lanes, multiply, pool_lanes, to_lanes
 from .strips import copy_planes, copy_strip
 from .sweep import Plan, as_long_rows, backward, forward
 from .vectors import LANES, call, take
@@ -83,7 +83,7 @@ class Routines(NamedTuple):
     """Addresses of the micro-kernels; `multiply` for whole panels of filters, `multiply_last` for the last one."""
 
     to_lanes: int
-    copy_row: int
+    copy_lanes: int
     copy_planes: int
     claim: int
     multiply: int
@@ -98,7 +98,7 @@ def _sweep_all(plan: Plan, x: Any, weight: Any, packing: Packing, bias: Any, y: 
     vectors = -(-sweep.filters // LANES)
     last = vectors - (vectors - 1) // VECTORS * VECTORS
     routines = Routines(
-        to_lanes.address(), copy_row.address(step=1), copy_planes.address(step=sweep.column_stride),
+        to_lanes.address(), copy_lanes.address(), copy_planes.address(step=sweep.column_stride),
         claim_lines.address(),
         multiply.address(pixels=sweep.pixels, vectors=VECTORS, pixel_step=4),
         multiply.address(pixels=sweep.pixels, vectors=last, pixel_step=4),
@@ -145,7 +145,7 @@ def _pack_vector(task, weight, packing, sweep, packed, routines):
     of_term = 4 * LANES * in_panel
     for _ in range(packing.times):
         if packing.row == 1:  # Filters are neighbours already.
-            call(routines.copy_row, (source, filters, target, 0, LANES - filters))
+            call(routines.copy_lanes, (source, filters, target))
         else:
             call(routines.to_lanes, (source, 4 * packing.row, filters, packing.columns, target, of_term))
         source += 4 * packing.block

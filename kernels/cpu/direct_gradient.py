@@ -17,7 +17,7 @@ from numba import prange
 from kernelproof.spec import Window
 
 from .launch import parallel, ready, serial, share, threads
-from .micro_kernels import PIXELS, VECTORS, copy_row, from_lanes, multiply, to_lanes
+from .micro_kernels import PIXELS, VECTORS, clear, from_lanes, multiply, to_lanes
 from .vectors import LANES, call, take
 from .workspace import borrowed, in_lines
 
@@ -109,20 +109,15 @@ def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, .
     pitch = max(left + w, (columns - 1) * stride_s + dilation_s * (kernel_s - 1) + 1)
     span = dilation_r * (kernel_r - 1) + 1
     of_row = 4 * blocks * pitch * of_column
-    strip = max(
-        [
-            1,
-            *(
-                p
-                for p in range(1, rows + 1)
-                if p * columns <= _PIXELS and ((p - 1) * stride_r + span) * of_row <= _TURNED
-            ),
-        ]
-    )
+    fitting = [p for p in range(1, rows + 1)
+               if p * columns <= _PIXELS and ((p - 1) * stride_r + span) * of_row <= _TURNED]  # fmt: skip
+    # Strips, images at a time and parts are all as even as can be: the largest of them is waited for.
+    strip = _evenly(rows, max(fitting, default=1))
     of_image = ((strip - 1) * stride_r + span) * of_row
-    images = max(1, min(n, _PIXELS // (strip * columns), _TURNED // of_image)) if strip == rows else 1
+    images = _evenly(n, max(1, min(_PIXELS // (strip * columns), _TURNED // of_image))) if strip == rows else 1
     size = 4 * k * channels * kernel_r * kernel_s
-    parts = max(1, min(_PARTS, _SUMS // size, -(-n // images) * -(-rows // strip)))
+    pieces = -(-n // images) * -(-rows // strip)
+    parts = max([2**i for i in range(_PARTS.bit_length()) if 2**i <= min(_SUMS // size, pieces)], default=1)
     # Parts show in the bits, splits do not: each turns x anew, so there are no more than threads need.
     splits = min(-(-workers // parts), -(-filters // (VECTORS * LANES)))
     shifts = [0] if merged else [s * dilation_s for s in range(kernel_s)]
@@ -133,6 +128,11 @@ def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, .
         len(taps), int(merged), images, strip, parts, splits,
     )  # fmt: skip
     return Plan(correlation, np.array(taps, np.int64), np.array(pixels, np.int64))
+
+
+def _evenly(count: int, most: int) -> int:
+    """How many at a time, at most so many, that `count` is gone through in as few rounds, the last nearly full."""
+    return max(1, -(-count // max(1, -(-count // most))))
 
 
 def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Window, groups: int) -> Any:
@@ -147,7 +147,7 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
     rest = its.block - its.block // its.tile * its.tile
     tiles = [(tile, count) for count in (VECTORS, last) for tile in (its.tile, rest or its.tile)]
     routines = np.array(
-        [to_lanes.address(), from_lanes.address(relu=0), copy_row.address(step=1)]
+        [to_lanes.address(), from_lanes.address(relu=0), clear.address()]
         + [multiply.address(pixels=tile, vectors=count, pixel_step=4, accumulate=1) for tile, count in tiles]
     )
     turned = plan.turned_x + plan.turned_dy
@@ -199,7 +199,7 @@ def _part(x, dy, n, sums, turned_x, turned_dy, part, split, taps, pixels, its, r
     begin = sums + first * VECTORS * of_filter
     call(
         routines[2],
-        (0, 0, begin, (min(-(-its.filters // LANES), last * VECTORS) - first * VECTORS) * of_filter // 4, 0),
+        (begin, (min(-(-its.filters // LANES), last * VECTORS) - first * VECTORS) * of_filter // 4),
     )
     strips = -(-its.rows // its.strip)
     pieces = -(-n // its.images) * strips
@@ -217,12 +217,6 @@ def _part(x, dy, n, sums, turned_x, turned_dy, part, split, taps, pixels, its, r
 
 
 @serial
-def _clear(address, size):
-    floats = carray(address_as_void_pointer(address), size // 4, np.float32)
-    floats[:] = 0
-
-
-@serial
 def _turn_x(x, turned, image, images, p, rows, its, routines):
     """`turned[block][image][row][column][channel]`, zero where it is outside x; the bytes of an image."""
     of_column = 4 * (its.channels if its.merged else its.block)
@@ -236,16 +230,16 @@ def _turn_x(x, turned, image, images, p, rows, its, routines):
             for i in range((rows - 1) * its.row_stride + its.row_span):
                 h = p * its.row_stride - its.top + i
                 if h < 0 or h >= its.height:
-                    call(routines[2], (0, 0, row, its.pitch * of_column // 4, 0))
+                    call(routines[2], (row, its.pitch * of_column // 4))
                 else:
-                    call(routines[2], (0, 0, row, its.left * of_column // 4, 0))
+                    call(routines[2], (row, its.left * of_column // 4))
                     for c in range(0, its.channels if its.merged else its.block, LANES):
                         call(routines[0], (
                             source + c * of_channel + 4 * h * its.width, of_channel,
                             min(LANES, its.channels - block * its.block - c), its.width,
                             row + its.left * of_column + 4 * c, of_column,
                         ))  # fmt: skip
-                    call(routines[2], (0, 0, row + (its.pitch - after) * of_column, after * of_column // 4, 0))
+                    call(routines[2], (row + (its.pitch - after) * of_column, after * of_column // 4))
                 row += its.pitch * of_column
     return of_image
 

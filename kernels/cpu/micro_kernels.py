@@ -120,38 +120,19 @@ def claim_lines(words: Words, y: Any, row_step: Any, rows: Any) -> None:
 
 
 @micro_kernel
-def copy_row(words: Words, x: Any, count: Any, y: Any, before: Any, after: Any, *, step: int) -> None:
-    """`y[before + i] = x[i*step]` for `count` floats, with zeros before and after."""
-    builder, lanes = words.builder, words.lanes
-    whole = builder.sdiv(words.at(count, -(step > 1)), words.number(lanes))
+def clear(words: Words, y: Any, count: Any) -> None:
+    """`y[i] = 0` for `count` floats."""
+    whole, zero = words.builder.sdiv(count, words.number(words.lanes)), words.constant(0)
+    with words.loop(whole, y) as loop:
+        words.store(zero, loop.carried[0])
+        loop.carry(words.at(loop.carried[0], words.size))
+    words.store_where(words.first(words.builder.srem(count, words.number(words.lanes))), zero, loop.results[0])
 
-    def filled(count: Any, address: Any) -> Any:
-        with words.loop(builder.sdiv(words.at(count, lanes - 1), words.number(lanes)), address, count) as loop:
-            target, left = loop.carried
-            words.store_where(words.first(left), words.constant(0), target)
-            loop.carry(words.at(target, words.size), words.at(left, -lanes))
-        return words.at(address, words.times(count, 4))
 
-    y = filled(before, y)
-    with words.loop(whole, x, y) as loop:
-        source, target = loop.carried
-        if step == 1:
-            vector = words.load(source)
-        elif step == 2:
-            # The last float that this reads is one before the next that is kept: there is one.
-            pair = words.load(source), words.load(words.at(source, words.size))
-            vector = words.shuffle(*pair, range(0, 2 * lanes, 2))
-        else:
-            vector = words.gather(words.first(words.number(lanes)), source, step)
-        words.store(vector, target)
-        loop.carry(words.at(source, step * words.size), words.at(target, words.size))
-    source, target = loop.results
-    left = builder.sub(count, words.times(whole, lanes))
-    valid = words.first(left)
-    words.store_where(
-        valid, words.load_where(valid, source) if step == 1 else words.gather(valid, source, step), target
-    )
-    filled(after, words.at(target, words.times(left, 4)))
+@micro_kernel
+def copy_lanes(words: Words, x: Any, count: Any, y: Any) -> None:
+    """One vector: `y[lane] = x[lane]` for the first `count` lanes, and zero in the others."""
+    words.store(words.load_where(words.first(count), x), y)
 
 
 @micro_kernel

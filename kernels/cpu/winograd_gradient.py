@@ -21,7 +21,7 @@ from kernelproof.spec import Window
 
 from . import direct_gradient
 from .launch import launch, parallel, ready, serial, threads
-from .micro_kernels import PIXELS, copy_row, from_lanes, multiply, to_lanes
+from .micro_kernels import PIXELS, clear, from_lanes, multiply, to_lanes
 from .vectors import LANES, call, take
 from .winograd_tiles import Tiles, block_of, lanes_in, rows_of_tiles, tiles_of, transform_strip
 from .winograd_transforms import gradient_to_points, input_to_points, points_to_weight
@@ -116,7 +116,7 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
     batches = max(1, -(-plan.x.units // together))
     routines = np.array(
         [
-            copy_row.address(step=1),
+            clear.address(),
             to_lanes.address(),
             input_to_points.address(size=size),
             gradient_to_points.address(size=size),

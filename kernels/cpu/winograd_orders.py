@@ -49,7 +49,7 @@ def by_tiles(
             group, first = task // batches, task % batches * of_x.together
             count = min(of_x.together, of_x.units - first)
             source = x.ctypes.data + 4 * group * of_x.channels * of_x.height * of_x.width
-            transform(source, first, count, v, copy, of_x, routines.zero, routines.turn, routines.to_points)
+            transform(source, first, count, v, copy, of_x, routines.clear, routines.turn, routines.to_points)
             for panel in range(its.panels):
                 u = memory.ctypes.data + 4 * (group * its.panels + panel) * points * its.weights
                 multiply_panel(
@@ -90,7 +90,7 @@ def _points(workers, counter, begin, count, x, memory, shared, scratch, of_x, ro
             group, unit = task // strips, task % strips * of_x.strip
             transform_strip(
                 x.ctypes.data, memory.ctypes.data, copy, group, begin, unit, min(of_x.strip, count - unit), of_x,
-                routines.zero, routines.turn, routines.to_points,
+                routines.clear, routines.turn, routines.to_points,
             )  # fmt: skip
             task = take(counter)
 

@@ -12,7 +12,7 @@ from .vectors import LANES, call
 class Routines(NamedTuple):
     """Addresses of the micro-kernels; those of a panel that is not full end in `_last`."""
 
-    zero: int
+    clear: int
     turn: int
     to_points: int
     weight_to_points: int
@@ -71,7 +71,7 @@ def transform_weights(weight, turned, group, panel, vector, first, count, u, cop
     else:
         source = weight + 4 * taps * ((group * its.filters + k) * of_x.channels + first)
         call(routines.turn, (source, 4 * taps * of_x.channels, filters, here * taps, copy, size))
-    call(routines.zero, (copy, 0, copy + (here - done) * taps * size, (count - here) * taps * LANES, 0))
+    call(routines.clear, (copy + (here - done) * taps * size, (count - here) * taps * LANES))
     call(routines.weight_to_points, (copy, count - done, u + done * of_channel, 4 * its.weights, of_channel))
 
 

@@ -83,7 +83,7 @@ def tiles_of(
 
 
 @serial
-def transform(x, first, count, points, copy, its, zero, turn, to_points):
+def transform(x, first, count, points, copy, its, clear, turn, to_points):
     """`points[point][block][tile][channel]` of `count` units from `first` on, at addresses x, points and copy."""
     size, pitch, of_channel = 4 * LANES, its.across * its.size + its.halo, 4 * its.height * its.width
     unit = 0
@@ -96,7 +96,7 @@ def transform(x, first, count, points, copy, its, zero, turn, to_points):
             block, lane = vector * LANES // its.block, vector * LANES % its.block
             c = block * its.used + lane
             channels = min(LANES, its.used - lane, its.channels - c)
-            _copy_strip(source + c * of_channel, copy, segment, row, strip, channels, its, zero, turn)
+            _copy_strip(source + c * of_channel, copy, segment, row, strip, channels, its, clear, turn)
             for each in range(strip):
                 tile = (block * its.capacity + (unit + each) * its.across) * its.block + lane
                 call(to_points, (
@@ -107,15 +107,15 @@ def transform(x, first, count, points, copy, its, zero, turn, to_points):
 
 
 @serial
-def transform_strip(x, points, copy, group, begin, first, count, its, zero, turn, to_points):
+def transform_strip(x, points, copy, group, begin, first, count, its, clear, turn, to_points):
     """`points[group][point][block][tile][channel]` of `count` units, the first of them the `first` after `begin`."""
     x += 4 * group * its.channels * its.height * its.width
     points += 4 * (group * (its.size + TAPS - 1) ** 2 * its.point + first * its.across * its.block)
-    transform(x, begin + first, count, points, copy, its, zero, turn, to_points)
+    transform(x, begin + first, count, points, copy, its, clear, turn, to_points)
 
 
 @serial
-def _copy_strip(x, copy, segment, row, strip, channels, its, zero, turn):
+def _copy_strip(x, copy, segment, row, strip, channels, its, clear, turn):
     """`copy[row][column][channel]` of a vector of channels, zero where it is outside x."""
     pitch, size = its.across * its.size + its.halo, 4 * LANES
     w = segment * its.across * its.size - its.left
@@ -124,12 +124,12 @@ def _copy_strip(x, copy, segment, row, strip, channels, its, zero, turn):
     for i in range(strip * its.size + its.halo):
         h = row * its.size - its.top + i
         if h < 0 or h >= its.height or channels <= 0:
-            call(zero, (x, 0, copy, pitch * LANES, 0))
+            call(clear, (copy, pitch * LANES))
         else:
-            call(zero, (x, 0, copy, before * LANES, 0))
+            call(clear, (copy, before * LANES))
             call(turn, (
                 x + 4 * (h * its.width + max(w, 0)), 4 * its.height * its.width, channels, inside,
                 copy + before * size, size,
             ))  # fmt: skip
-            call(zero, (x, 0, copy + (before + inside) * size, (pitch - before - inside) * LANES, 0))
+            call(clear, (copy + (before + inside) * size, (pitch - before - inside) * LANES))
         copy += pitch * size
