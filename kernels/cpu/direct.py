@@ -230,7 +230,7 @@ def _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, off
                 q = min(tile * sweep.pixels, columns - sweep.pixels)
                 at = b + q * sweep.column_step
                 # What the sums are turned into comes near meanwhile.
-                call(routines.claim, (y + done * of_image + 4 * (p * sweep.columns + at), of_image, claimed))
+                call(routines.claim, (y + done * of_image + 4 * (p * sweep.columns + at), of_image, claimed, 1))
                 call(routines.multiply if vectors == VECTORS else routines.multiply_last, (
                     copy + i * of_row + 4 * q, of_channel, sweep.channels, offsets.ctypes.data + 8 * tap, taps,
                     weight + tap * of_pixel, sweep.taps * of_pixel, start,

@@ -54,6 +54,10 @@ def multiply(
         y = words.at(y, y_step)
 
 
+_AHEAD = 512
+"""Bytes of each row that are fetched before their turn: so many rows at once are more than a processor foresees."""
+
+
 @micro_kernel
 def to_lanes(words: Words, x: Any, row_step: Any, rows: Any, columns: Any, y: Any, y_step: Any) -> None:
     """`y[column][row] = x[row][column]` for up to `LANES` rows; y's lanes beyond them are zero."""
@@ -71,6 +75,8 @@ def to_lanes(words: Words, x: Any, row_step: Any, rows: Any, columns: Any, y: An
     whole = builder.sdiv(columns, words.number(words.lanes))
     with words.loop(whole, y, *begins) as block:
         target, *sources = block.carried
+        for source in sources:
+            words.prefetch(words.at(source, _AHEAD))
         for each in turned([words.load(source) for source in sources]):
             words.store(each, target)
             target = words.at(target, y_step)
@@ -112,11 +118,13 @@ def from_lanes(words: Words, x: Any, x_step: Any, columns: Any, y: Any, row_step
 
 
 @micro_kernel
-def claim_lines(words: Words, y: Any, row_step: Any, rows: Any) -> None:
-    """Start to bring the line at each `y + row*row_step` near, to be written."""
-    with words.loop(rows, y) as loop:
-        words.prefetch(loop.carried[0], to_write=True)
-        loop.carry(words.at(loop.carried[0], row_step))
+def claim_lines(words: Words, y: Any, row_step: Any, rows: Any, lines: Any) -> None:
+    """Start to bring `lines` lines of 64 bytes from each `y + row*row_step` on near, to be written."""
+    with words.loop(rows, y) as row:
+        with words.loop(lines, *row.carried) as line:
+            words.prefetch(line.carried[0], to_write=True)
+            line.carry(words.at(line.carried[0], 64))
+        row.carry(words.at(row.carried[0], row_step))
 
 
 @micro_kernel

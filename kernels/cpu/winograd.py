@@ -24,7 +24,7 @@ from kernelproof.spec import Window
 
 from . import direct
 from .launch import launch, ready, share, threads
-from .micro_kernels import PIXELS, VECTORS, clear, from_lanes, multiply, pool_lanes, to_lanes
+from .micro_kernels import PIXELS, VECTORS, claim_lines, clear, from_lanes, multiply, pool_lanes, to_lanes
 from .vectors import LANES
 from .winograd_orders import TURNED, all_weights, by_panels, by_tiles
 from .winograd_products import Products, Routines
@@ -205,7 +205,7 @@ def _convolved(plan: Tiling, x: Any, weight: Any, turned: bool, bias: Any, y: An
     added = functools.partial(sums, accumulate=1) if its.chunk < of_x.channels else sums
     turning = turned_weight_to_points.address(size=of_x.size) if turned else 0
     routines = Routines(
-        clear.address(), to_lanes.address(), input_to_points.address(size=of_x.size),
+        clear.address(), claim_lines.address(), to_lanes.address(), input_to_points.address(size=of_x.size),
         weight_to_points.address(size=of_x.size), turning, sums(vectors=VECTORS), sums(vectors=last),
         added(vectors=VECTORS), added(vectors=last), points_to_output.address(size=of_x.size),
         pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not its.winners)),

@@ -13,6 +13,7 @@ class Routines(NamedTuple):
     """Addresses of the micro-kernels; those of a panel that is not full end in `_last`."""
 
     clear: int
+    claim: int
     turn: int
     to_points: int
     weight_to_points: int
@@ -105,13 +106,18 @@ def transform_output(m, starts, y, panel, first, count, out, seen, of_x, its, ro
             image, segment = segment // of_x.segments, segment % of_x.segments
             p, q = row * of_x.size, segment * of_x.across * of_x.size
             rows, columns = min(of_x.size, its.rows - p), min(of_x.across * of_x.size, its.columns - q)
+            filter_ = image * of_x.groups * its.filters + k
+            if not its.winners:
+                # What the sums are turned into comes near meanwhile.
+                of_image, at = 4 * its.rows * its.columns, 4 * (p * its.columns + q)
+                filters, lines = min(LANES, its.filters - k), 4 * (rows * its.columns) // 64
+                call(routines.claim, (y + filter_ * of_image + at, of_image, filters, lines))
             # From the last tile to the first: what a tile has too many falls on the next row, whose tile comes later.
             call(routines.from_points, (
                 m + (unit * of_x.across + last) * vectors * size + vector * size, 4 * its.products, of_x.across,
                 -vectors * size, starts + 4 * k, out + last * of_x.size * size, columns * size, -of_x.size * size,
                 seen + unit * size,
             ))  # fmt: skip
-            filter_ = image * of_x.groups * its.filters + k
             if its.winners:
                 maxima = out + 4 * its.turned
                 places = maxima + (rows // 2) * (columns // 2) * size + LANES * size
