@@ -11,7 +11,7 @@ from kernelproof.spec import Window
 
 from . import shifted_rows
 from .launch import add_scaled, launch, parallel, ready, serial
-from .planner import Problem, decide
+from .planner import taken
 
 
 @implements(spec.conv2d, "cpu")
@@ -21,8 +21,8 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, *, preci
     Order of summation, workspace and rounding are the algorithm's: `kernelproof plan conv2d`. Padding is multiplied,
     as in the specification.
     """
-    problem = Problem("conv2d", x.shape, weight.shape, window, groups, x.dtype.name)
-    return decide(problem, precision).taken.run(x, weight, bias, window, groups)
+    algorithm = taken("conv2d", x.shape, weight.shape, window, groups, x.dtype, precision)
+    return algorithm.run(x, weight, bias, window, groups)
 
 
 @implements(spec.conv2d_dx, "cpu")
@@ -33,10 +33,10 @@ def conv2d_dx(
 
     Order of summation, workspace and rounding are the algorithm's: `kernelproof plan conv2d_dx`.
     """
-    problem = Problem("conv2d_dx", tuple(x_shape), weight.shape, window, groups, dy.dtype.name)
+    algorithm = taken("conv2d_dx", tuple(x_shape), weight.shape, window, groups, dy.dtype, precision)
     # All algorithms but one multiply zeros around dy, which the specification does not: it shows where weights are
     # infinite.
-    run = decide(problem, precision).taken.run if np.isfinite(weight).all() else shifted_rows.conv2d_dx
+    run = algorithm.run if np.isfinite(weight).all() else shifted_rows.conv2d_dx
     return run(dy, weight, tuple(x_shape), window, groups)
 
 
@@ -49,8 +49,8 @@ def conv2d_dweight(
     Order of summation, workspace and rounding are the algorithm's: `kernelproof plan conv2d_dweight`. Padding is
     multiplied, as in the specification.
     """
-    problem = Problem("conv2d_dweight", x.shape, tuple(weight_shape), window, groups, x.dtype.name)
-    return decide(problem, precision).taken.run(dy, x, tuple(weight_shape), window, groups)
+    algorithm = taken("conv2d_dweight", x.shape, tuple(weight_shape), window, groups, x.dtype, precision)
+    return algorithm.run(dy, x, tuple(weight_shape), window, groups)
 
 
 @implements(spec.conv2d_dbias, "cpu")

@@ -9,6 +9,7 @@ The input gradient is the same sweep: dy is swept with the filter's taps, and fo
 take the taps that reach them.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,29 +96,49 @@ class Routines(NamedTuple):
 def _sweep_all(plan: Plan, x: Any, weight: Any, packing: Packing, bias: Any, y: tuple[Any, Any], relu: bool) -> None:
     """Pack the weights, then sweep; y, with the winners if it is pooled, is in whatever shape its memory is."""
     sweep = plan.sweep
-    vectors = -(-sweep.filters // LANES)
-    last = vectors - (vectors - 1) // VECTORS * VECTORS
-    routines = Routines(
-        to_lanes.address(), copy_lanes.address(), copy_planes.address(step=sweep.column_stride),
-        claim_lines.address(),
-        multiply.address(pixels=sweep.pixels, vectors=VECTORS, pixel_step=4),
-        multiply.address(pixels=sweep.pixels, vectors=last, pixel_step=4),
-        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not sweep.pooled)),
-    )  # fmt: skip
-    starts = np.zeros((sweep.groups, vectors * LANES), np.float32)
+    starts = np.zeros((sweep.groups, -(-sweep.filters // LANES) * LANES), np.float32)
     if bias is not None:
         starts[:, : sweep.filters] = bias.reshape(sweep.groups, sweep.filters)
     workers = threads()
     of_strip = sweep.strip * sweep.row_step * sweep.columns * sweep.filters * sweep.channels
     with borrowed(plan.packed + workers * plan.scratch) as memory:
         share(
-            _pack, sweep.groups * vectors, LANES * sweep.channels * sweep.taps, weight, packing, sweep, memory, routines
-        )
-        share(
-            _sweep, len(x) * sweep.groups * sweep.strips, of_strip * max(1, sweep.taps // len(plan.phases)),
-            x, memory, plan.packed, plan.scratch, (plan.copied, plan.summed, plan.winners), starts,
-            *y, (plan.phases, plan.offsets, plan.copies), sweep, routines,
+            _convolve, len(x) * sweep.groups * sweep.strips, of_strip * max(1, sweep.taps // len(plan.phases)),
+            weight, packing, x, memory, plan.packed, plan.scratch, (plan.copied, plan.summed, plan.winners), starts,
+            *y, (plan.phases, plan.offsets, plan.copies), sweep,
+            _routines(sweep.column_stride, sweep.pixels, sweep.filters, sweep.pooled, int(relu)),
         )  # fmt: skip
+
+
+@functools.cache
+def _routines(column_stride: int, pixels: int, filters: int, pooled: int, relu: int) -> Routines:
+    vectors = -(-filters // LANES)
+    return Routines(
+        to_lanes.address(), copy_lanes.address(), copy_planes.address(step=column_stride), claim_lines.address(),
+        multiply.address(pixels=pixels, vectors=VECTORS, pixel_step=4),
+        multiply.address(pixels=pixels, vectors=vectors - (vectors - 1) // VECTORS * VECTORS, pixel_step=4),
+        pool_lanes.address(relu=relu), from_lanes.address(relu=relu and 1 - pooled),
+    )  # fmt: skip
+
+
+@serial
+def _convolve(
+    workers, counter, last, weight, packing, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep,
+    routines,
+):  # fmt: skip
+    """The weights are packed before the first task."""
+    if counter[0] == 0:
+        _pack(
+            workers,
+            np.zeros(1, np.int64),
+            sweep.groups * -(-sweep.filters // LANES),
+            weight,
+            packing,
+            sweep,
+            memory,
+            routines,
+        )
+    _sweep(workers, counter, last, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep, routines)
 
 
 @parallel

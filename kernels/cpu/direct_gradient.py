@@ -155,22 +155,22 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
     with borrowed(its.groups * its.parts * plan.sums + workers * turned) as memory:
         cost = dweight.size * dy[:, 0].size // (its.groups * its.parts * its.splits)
         share(
-            _correlate, its.groups * its.parts * its.splits, cost, ready(x), ready(dy), memory, plan.sums, turned,
-            plan.turned_x, plan.taps, plan.pixels, its, routines,
+            _gradient, its.groups * its.parts * its.splits, cost, its.groups * its.parts * its.splits, ready(x),
+            ready(dy), memory, plan.sums, turned, plan.turned_x, plan.taps, plan.pixels, dweight, its, routines,
         )  # fmt: skip
-        share(
-            _add_parts,
-            its.groups * vectors,
-            LANES * its.parts * dweight[0].size,
-            memory,
-            plan.sums,
-            dweight,
-            its,
-            routines,
-        )
     if its.merged:  # [k, r, (s, c)]
         dweight = np.ascontiguousarray(dweight.reshape(k, kernel_r, kernel_s, channels).transpose(0, 3, 1, 2))
     return dweight.reshape(weight_shape)
+
+
+@serial
+def _gradient(
+    workers, counter, last, tasks, x, dy, memory, sums, turned, turned_x, taps, pixels, dweight, its, routines
+):
+    """The parts are added after the last task."""
+    _correlate(workers, counter, last, x, dy, memory, sums, turned, turned_x, taps, pixels, its, routines)
+    if last == tasks:
+        _add_parts(workers, np.zeros(1, np.int64), memory, sums, dweight, its, routines)
 
 
 @parallel
@@ -276,11 +276,11 @@ def _panel(turned_x, of_image, turned_dy, images, pixels_here, sums, vectors, ta
 
 
 @parallel
-def _add_parts(workers, counter, last, memory, sums, dweight, its, routines):
+def _add_parts(workers, counter, memory, sums, dweight, its, routines):
     """A task is a vector of filters: its sums over all parts, turned to rows of dweight."""
     for _ in prange(workers):
         task = take(counter)
-        while task < last:
+        while task < its.groups * -(-its.filters // LANES):
             _add_vector(task, memory, sums, dweight.ctypes.data, dweight[0].size, its, routines)
             task = take(counter)
 

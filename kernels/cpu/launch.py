@@ -48,10 +48,11 @@ def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) ->
 
     Neither blocks nor threads show in the result: no task sees another.
     """
-    with _running(tasks, cost) as workers:
-        for first, last in _blocks(tasks, cost, workers):
-            with _lock:  # Two threads in parallel code at once abort the process on the workqueue layer.
-                core(first, last, *arguments)
+
+    def call(workers: int, first: int, last: int) -> None:
+        core(first, last, *arguments)
+
+    _in_blocks(call, tasks, cost)
 
 
 def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> None:
@@ -60,15 +61,16 @@ def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> 
     Its workers take tasks from the counter: each has a scratch of its own, and one that is held up takes fewer.
     """
     counter = np.empty(1, np.int64)
-    with _running(tasks, cost // _AT_ONCE) as workers:
-        for counter[0], last in _blocks(tasks, cost // _AT_ONCE, workers):
-            with _lock:
-                core(min(workers, last - int(counter[0])), counter, last, *arguments)
+
+    def call(workers: int, first: int, last: int) -> None:
+        counter[0] = first
+        core(min(workers, last - first), counter, last, *arguments)
+
+    _in_blocks(call, tasks, cost // _AT_ONCE)
 
 
-@contextlib.contextmanager
-def _running(tasks: int, cost: int) -> Iterator[int]:
-    """As many threads as the work is worth: more would be waited for."""
+def _in_blocks(call: Callable[[int, int, int], None], tasks: int, cost: int) -> None:
+    """Calls for the tasks, in pieces of at most a tenth of a second, on as many threads as the work is worth."""
     if _layer_before_fork == "omp":
         raise UnsupportedError(
             "kernels on cpu",
@@ -78,20 +80,16 @@ def _running(tasks: int, cost: int) -> Iterator[int]:
         )
     before = numba.get_num_threads()
     workers = min(before, _threads or 1 + tasks * cost // _SHARE)
-    if workers == before:
-        yield workers
-        return
-    numba.set_num_threads(workers)
-    try:
-        yield workers
-    finally:
-        numba.set_num_threads(before)
-
-
-def _blocks(tasks: int, cost: int, workers: int) -> Iterator[tuple[int, int]]:
-    """The tasks in pieces of at most a tenth of a second."""
     block = workers * max(1, _BLOCK // max(workers * cost, 1))
-    return ((first, min(first + block, tasks)) for first in range(0, tasks, block))
+    if workers != before:
+        numba.set_num_threads(workers)
+    try:
+        for first in range(0, tasks, block):
+            with _lock:  # Two threads in parallel code at once abort the process on the workqueue layer.
+                call(workers, first, min(first + block, tasks))
+    finally:
+        if workers != before:
+            numba.set_num_threads(before)
 
 
 def threads() -> int:
@@ -104,9 +102,13 @@ def ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 
     It copies only what is laid out otherwise. The compiler itself refuses a core that writes to it.
     """
-    native = np.dtype(dtype or array.dtype).newbyteorder("=")
-    view = np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"]).view()
-    view.flags.writeable = False
+    flags, native = array.flags, array.dtype if dtype is None else np.dtype(dtype)
+    if not (
+        type(array) is np.ndarray and flags.c_contiguous and flags.aligned and array.dtype == native.newbyteorder("=")
+    ):
+        array = np.require(array, native.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
+    view = array.view()
+    view.setflags(write=False)
     return view
 
 

@@ -276,6 +276,22 @@ class Decision:
     refused: dict[str, str]
 
 
+def taken(
+    operator: str, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int,
+    dtype: np.dtype, precision: Precision,
+) -> Algorithm:  # fmt: skip
+    """The algorithm that `decide` takes; a call costs little, for every convolution makes one."""
+    return _taken(operator, x_shape, weight_shape, window, groups, dtype, precision, threads(), limit(), plans())
+
+
+@functools.lru_cache(maxsize=1024)
+def _taken(
+    operator: str, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int,
+    dtype: np.dtype, precision: Precision, *state: Any,
+) -> Algorithm:  # fmt: skip
+    return _decide(Problem(operator, x_shape, weight_shape, window, groups, dtype.name), precision, *state).taken
+
+
 def decide(problem: Problem, precision: Precision) -> Decision:
     """The decision for a problem, estimated or in `tuned` measured; raises UnsupportedError if a workspace limit
     leaves no algorithm.

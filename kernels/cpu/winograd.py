@@ -26,7 +26,7 @@ from . import direct
 from .launch import launch, ready, share, threads
 from .micro_kernels import PIXELS, VECTORS, claim_lines, clear, from_lanes, multiply, pool_lanes, to_lanes
 from .vectors import LANES
-from .winograd_orders import TURNED, all_weights, by_panels, by_tiles
+from .winograd_orders import TURNED, by_panels, by_tiles
 from .winograd_products import Products, Routines
 from .winograd_tiles import Tiles, block_of, rows_of_tiles, tiles_of
 from .winograd_transforms import input_to_points, points_to_output, turned_weight_to_points, weight_to_points
@@ -222,16 +222,9 @@ def _convolved(plan: Tiling, x: Any, weight: Any, turned: bool, bias: Any, y: An
     cost = of_x.together * of_x.across * its.filters * of_x.channels * plan.points
     with borrowed(plan.shared + threads() * sum(plan.scratch)) as memory:
         constants = memory, plan.shared, plan.scratch, starts, zeros, offsets
+        arguments = x, weight, turned, y, broken, *constants, of_x, its, routines
         if plan.by_panels:
-            launch(
-                by_panels, batches, groups * cost // 32, threads(), x, weight, turned, y, broken, *constants, of_x,
-                its, routines,
-            )  # fmt: skip
+            launch(by_panels, batches, groups * cost // 32, threads(), *arguments)
         else:
-            pieces = vectors * -(-its.chunk // TURNED)
-            share(
-                all_weights, groups * pieces, LANES * TURNED * plan.points * 8,
-                weight, turned, memory, plan.shared, plan.scratch, of_x, its, routines,
-            )  # fmt: skip
-            share(by_tiles, groups * batches, cost, x, y, broken, *constants, of_x, its, routines)
+            share(by_tiles, groups * batches, cost, *arguments)
     return np.flatnonzero(broken)

@@ -16,13 +16,13 @@ TURNED = 32
 
 
 @parallel
-def all_weights(workers, counter, last, weight, turned, memory, shared, scratch, of_x, its, routines):
+def _all_weights(workers, counter, weight, turned, memory, shared, scratch, of_x, its, routines):
     """`u[group][panel][point][channel][filter]`: a vector of filters and some channels is a task."""
     vectors, pieces, points = -(-its.filters // LANES), -(-its.chunk // TURNED), (of_x.size + TAPS - 1) ** 2
     for worker in prange(workers):
         copy = memory.ctypes.data + 4 * (shared + worker * sum(scratch) + scratch[0] + scratch[1])
         task = take(counter)
-        while task < last:
+        while task < of_x.groups * vectors * pieces:
             group, vector, first = task // pieces // vectors, task // pieces % vectors, task % pieces * TURNED
             panel, vector = vector // VECTORS, vector % VECTORS
             u = memory.ctypes.data + 4 * (group * its.panels + panel) * points * its.weights
@@ -33,11 +33,19 @@ def all_weights(workers, counter, last, weight, turned, memory, shared, scratch,
             task = take(counter)
 
 
-@parallel
+@serial
 def by_tiles(
-    workers, counter, last, x, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its, routines
-):
-    """Some units of a group are a task, for which the weights of all panels are there."""
+    workers, counter, last, x, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its,
+    routines,
+):  # fmt: skip
+    """Some units of a group are a task; the weights of all panels are transformed before the first."""
+    if counter[0] == 0:
+        _all_weights(workers, np.zeros(1, np.int64), weight, turned, memory, shared, scratch, of_x, its, routines)
+    _tiles(workers, counter, last, x, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its, routines)
+
+
+@parallel
+def _tiles(workers, counter, last, x, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its, routines):
     batches, points = -(-of_x.units // of_x.together), (of_x.size + TAPS - 1) ** 2
     for worker in prange(workers):
         own = shared + worker * sum(scratch)

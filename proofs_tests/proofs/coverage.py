@@ -84,6 +84,13 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
             problem.shapes["weight"][1] > 64 and problem.options["groups"] > 1
         ),
         "filters past 64": lambda problem: problem.shapes["weight"][0] > 64 * problem.options["groups"],
+        "columns past 32": lambda problem: problem.output[3] > 32,
+        "columns past 32 of filters past 16": lambda problem: (
+            problem.output[3] > 32 and problem.shapes["weight"][0] > 16 * problem.options["groups"]
+        ),
+        "columns past 32 of channels past 16": lambda problem: (
+            problem.output[3] > 32 and problem.shapes["weight"][1] > 16
+        ),
     },
     "max_pool2d": {
         **WINDOWED,
@@ -92,6 +99,10 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
         ),
         "2x2 with stride 2 on an odd width": lambda problem: (
             _window(problem).kernel == problem.options["stride"] == (2, 2) and problem.shapes["x"][3] % 2 == 1
+        ),
+        "columns past 32": lambda problem: problem.output[3] > 32,
+        "2x2 with stride 2, columns past 32": lambda problem: (
+            _window(problem).kernel == problem.options["stride"] == (2, 2) and problem.output[3] > 32
         ),
         "indices asked for": lambda problem: problem.options["return_indices"],
     },

@@ -25,6 +25,11 @@ Shape = tuple[int, ...]
 TILES = (7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Sizes on both sides of the widths that kernels tile and vectorise by."""
 
+WIDE = tuple(
+    sorted({many * tile + beside for tile in (12, 14, 16, 24, 32) for many in (1, 2) for beside in (-1, 0, 1)})
+)
+"""Columns of a result on both sides of what kernels keep in registers of one row, and of twice as many."""
+
 LONG = 2**14 + 1
 """More elements than elementwise kernels take in one go."""
 
@@ -130,7 +135,7 @@ def conv2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, An
     window = Window(kernel, stride, padding, dilation)
     h, w = (_fitting(draw, window, axis) for axis in (0, 1))
     # One long axis at a time: past every tile and vector width, at a cost that stays small.
-    match draw(st.sampled_from(("none", "none", "channels", "channels", "filters", "n", "h", "w"))):
+    match draw(st.sampled_from(("none", "channels", "channels", "filters", "n", "h", "wide", "wide"))):
         case "channels":
             channels = draw(st.sampled_from(TILES))
         case "filters":
@@ -139,8 +144,11 @@ def conv2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, An
             n = draw(st.sampled_from(TILES[:9]))
         case "h":
             h += draw(st.sampled_from(TILES[:12]))
-        case "w":
-            w += draw(st.sampled_from(TILES[:12]))
+        case "wide":
+            # Registers hold columns of several filters, or of channels in the gradient: two tiles along both axes.
+            w = _across(draw, window)
+            many = draw(st.sampled_from((1, 2, 3, *TILES[3:9])))
+            n, (channels, filters) = min(n, 2), draw(st.sampled_from(((2, many), (many, 2))))
     shapes = {"x": (n, channels * groups, h, w), "weight": (filters * groups, channels, *kernel)}
     if draw(st.booleans()):
         shapes["bias"] = (filters * groups,)
@@ -167,7 +175,7 @@ def max_pool2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str
     window = Window(kernel, **options)
     h, w = (_fitting(draw, window, axis) for axis in (0, 1))
     if draw(st.booleans()):
-        w += draw(st.sampled_from(TILES[:9]))
+        w = _across(draw, window)
     try:
         pool_window("max_pool2d", (h, w), kernel, **options)
     except KernelproofError:
@@ -241,6 +249,13 @@ def _any_shape(draw: st.DrawFn) -> Shape:
 def _fitting(draw: st.DrawFn, window: Window, axis: int) -> int:
     """An input size that the window fits, from the smallest legal one upward."""
     return max(1, window.extent(axis) - sum(window.padding[axis])) + draw(st.integers(0, 5))
+
+
+def _across(draw: st.DrawFn, window: Window) -> int:
+    """A width across which the window takes as many steps as there are columns in several register tiles."""
+    columns, (_, stride) = draw(st.sampled_from(WIDE)), window.stride
+    least = (columns - 1) * stride + window.extent(1) - sum(window.padding[1])
+    return max(1, least) + draw(st.integers(0, stride - 1))
 
 
 STRATEGIES: Mapping[str, Callable[[str], st.SearchStrategy[Any]]] = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from drawn import DRAWN, LINEAR, drawn, small
 
-from kernelproof.proofs.problems import LAYOUTS, LONG, TILES, Problem
+from kernelproof.proofs.problems import LAYOUTS, LONG, TILES, WIDE, Problem
 from kernelproof.proofs.values import laid_out, largest_whole, terms
 from kernelproof.spec import OPERATORS, Window
 
@@ -56,6 +56,11 @@ def spare(problem: Problem, axis: int) -> int:
     return problem.shapes["x"][axis + 2] - max(1, extent - sum(options["padding"][axis]))
 
 
+def is_wide(problem: Problem) -> bool:
+    """Whether a convolution has more columns than an image that its window just fits, and a few, can give."""
+    return problem.output[3] > 12
+
+
 def test_convolutions_reach_every_geometry() -> None:
     found = drawn("conv2d")
     for option in ("stride", "dilation"):
@@ -67,15 +72,36 @@ def test_convolutions_reach_every_geometry() -> None:
     assert nearly({problem.shapes["x"][0] for problem in found}, {0, 1, 2, 3, 4, 5, *TILES[:9]})
     assert nearly({problem.shapes["weight"][1] for problem in found}, {1, 2, 3, *TILES})
     assert nearly({problem.shapes["weight"][0] // problem.options["groups"] for problem in found}, {1, 2, 3, *TILES})
-    for axis in (0, 1):
-        long = {longer + short for longer in TILES[:12] for short in range(6)}
-        came = {spare(problem, axis) for problem in found}
-        assert set(range(6)) <= came <= {*range(6), *long}
-        assert len(came & set(TILES[:12])) > 2
+    long = {longer + short for longer in TILES[:12] for short in range(6)}
+    came = {spare(problem, 0) for problem in found}
+    assert set(range(6)) <= came <= {*range(6), *long}
+    assert len(came & set(TILES[:12])) > 2
+    assert {spare(problem, 1) for problem in found if problem.output[3] < min(WIDE)} == set(range(6))
     fast = [
         problem for problem in found if problem.shapes["weight"][2:] == (3, 3) and problem.options["stride"] == (1, 1)
     ]
     assert len(found) / 5 < len([problem for problem in fast if problem.options["dilation"] == (1, 1)]) < len(found) / 3
+
+
+def test_a_convolution_in_five_has_wide_rows_of_few_or_many_filters_or_channels() -> None:
+    found = drawn("conv2d")
+    wide = [problem for problem in found if is_wide(problem)]
+    assert len(found) / 7 < len(wide) < len(found) / 3
+    assert sum(problem.output[3] > 32 for problem in wide) > len(found) / 20
+    assert nearly({problem.output[3] for problem in wide}, {columns for columns in WIDE if columns > 12})
+    for stride in (1, 2, 3):
+        over = {spare(problem, 1) % stride for problem in wide if problem.options["stride"][1] == stride}
+        assert over == set(range(stride))
+    filters = {problem.shapes["weight"][0] // problem.options["groups"] for problem in wide}
+    channels = {problem.shapes["weight"][1] for problem in wide}
+    assert filters | channels == {1, 2, 3, *TILES[3:9]}
+    assert min(max(filters), max(channels)) > 16
+
+
+def test_a_pooling_in_three_has_wide_rows() -> None:
+    found = drawn("max_pool2d")
+    assert len(found) / 4 < sum(problem.output[3] > 12 for problem in found) < len(found) / 2
+    assert sum(problem.output[3] > 32 for problem in found) > len(found) / 20
 
 
 @pytest.mark.parametrize("operator", ["conv2d", "max_pool2d", "linear", "flatten", "relu"])
@@ -92,16 +118,24 @@ def test_tiles_stand_on_both_sides_of_powers_of_two() -> None:
     assert tuple(2**power + beside for power in range(3, 8) for beside in (-1, 0, 1)) == TILES
 
 
+def test_wide_rows_stand_on_both_sides_of_one_register_tile_and_of_two() -> None:
+    assert WIDE == (11, 12, 13, 14, 15, 16, 17, 23, 24, 25, 27, 28, 29, 31, 32, 33, 47, 48, 49, 63, 64, 65)
+
+
 def test_another_draw_is_another_seed() -> None:
     problem = linear("whole", seed=5)
     assert [problem.redrawn(draw).seed for draw in range(4)] == [5, 5 + 2**16, 5 + 2 * 2**16, 5 + 3 * 2**16]
 
 
-def test_no_problem_is_long_along_two_axes() -> None:
+def test_no_problem_is_long_along_two_axes_but_wide_rows_of_many_filters_or_channels() -> None:
     for problem in drawn("conv2d"):
-        channels, filters = problem.shapes["weight"][1], problem.shapes["weight"][0] // problem.options["groups"]
-        sizes = (problem.shapes["x"][0] - 2, channels, filters, spare(problem, 0) - 2, spare(problem, 1) - 2)
+        n, channels, filters = problem.shapes["x"][0], problem.shapes["weight"][1], problem.shapes["weight"][0]
+        sizes = (n - 2, channels, filters // problem.options["groups"], spare(problem, 0) - 2)
         assert sum(size > 3 for size in sizes) <= 1
+        if is_wide(problem):
+            assert n <= 2
+            assert spare(problem, 0) < 6
+            assert min(channels, filters // problem.options["groups"]) <= 2
 
 
 def test_poolings_reach_every_geometry() -> None:
@@ -115,6 +149,9 @@ def test_poolings_reach_every_geometry() -> None:
     assert max(side for problem in found for side in sides(problem)) > 6
     common = [problem for problem in found if problem.options["kernel_size"] == problem.options["stride"] == (2, 2)]
     assert len(found) / 5 < len(common) < len(found) / 3
+    # Down to an image of one window: without padding nothing smaller fits.
+    for axis in (2, 3):
+        assert min(problem.shapes["x"][axis] for problem in common if not any(sides(problem))) == 2
     for problem in found:
         geometry = zip(
             problem.options["kernel_size"], problem.options["dilation"], problem.options["padding"], strict=True
