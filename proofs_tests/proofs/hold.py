@@ -211,4 +211,7 @@ def draw(strategy: SearchStrategy[Problem], check: Callable[[Problem], None], ex
 
 
 def _no_constant(*_: object, **__: object) -> None:
-    """hypothesis mixes in numbers that loaded modules have in their source; a seed shall mean the same everywhere."""
+    """hypothesis mixes in numbers that loaded modules have in their source; a seed shall mean the same everywhere.
+
+    No setting turns it off, and a registered backend of its own would be asked for problems without any search.
+    """
