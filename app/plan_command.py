@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from kernelproof.kernels import workspace_limit as at_most
 from kernelproof.kernels.contract import Precision
-from kernelproof.kernels.cpu import planner
+from kernelproof.kernels.cpu.convolution import planner
 from kernelproof.kernels.cpu.launch import threads
 from kernelproof.kernels.cpu.micro_kernels import PIXELS, VECTORS
 from kernelproof.kernels.cpu.vectors import LANES

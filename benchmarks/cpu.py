@@ -31,7 +31,7 @@ from startup import startup
 from timing import Samples, bandwidth, interleaved, peak, restart_with
 
 from kernelproof import kernels
-from kernelproof.kernels.cpu import planner
+from kernelproof.kernels.cpu.convolution import planner
 from kernelproof.kernels.cpu.vectors import LANES
 from kernelproof.kernels.jit_cache import sources_hash
 from kernelproof.models.host import write_whole

@@ -61,12 +61,12 @@ TESTS: Mapping[str, tuple[Sequence[str], str]] = {
     "kernels/dispatch.py": DISPATCH,
     # Compiled anew for each: a minute or more.
     **{
-        f"kernels/cpu/{path.name}": (
+        path.relative_to(ROOT).as_posix(): (
             KERNELS,
             next((f"({tests}) and not specification" for family, tests in FAMILIES.items() if family in path.stem),
                  "(conv2d or algorithm or plan) and not specification"),
         )
-        for path in sorted((ROOT / "kernels" / "cpu").glob("*.py"))
+        for path in sorted((ROOT / "kernels" / "cpu").rglob("*.py"))
     },
 }  # fmt: skip
 """The modules whose mutants are tried, and for each the tests, with a choice among them as pytest's -k."""

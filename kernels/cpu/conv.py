@@ -9,9 +9,9 @@ from kernelproof import spec
 from kernelproof.kernels.contract import Precision, implements
 from kernelproof.spec import Window
 
-from . import shifted_rows
+from .convolution import shifted_rows
+from .convolution.planner import taken
 from .launch import add_scaled, launch, parallel, ready, serial
-from .planner import taken
 
 
 @implements(spec.conv2d, "cpu")

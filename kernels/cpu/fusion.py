@@ -18,7 +18,7 @@ from kernelproof.spec.layers import Conv2d, MaxPool2d, Perform, ReLU
 from kernelproof.spec.parameters import Parameters
 from kernelproof.spec.wiring import Step
 
-from .planner import Algorithm, Problem, decide
+from .convolution.planner import Algorithm, Problem, decide
 from .winners import pool, unpool
 from .workspace import borrowed
 

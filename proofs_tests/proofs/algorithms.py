@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kernelproof.kernels.contract import DTYPES
-from kernelproof.kernels.cpu import planner
+from kernelproof.kernels.cpu.convolution import planner
 from kernelproof.kernels.cpu.launch import on_threads
 from kernelproof.spec import OPERATORS, Window
 

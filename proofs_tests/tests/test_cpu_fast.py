@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from kernelproof import kernels, spec
-from kernelproof.kernels.cpu import depthwise, elementwise, pixel_vectors
+from kernelproof.kernels.cpu import elementwise
+from kernelproof.kernels.cpu.convolution import depthwise, pixel_vectors
 from kernelproof.proofs.bounds import rounding_bound
 from kernelproof.proofs.problems import Problem
 from kernelproof.spec import Window

@@ -180,7 +180,7 @@ import os, signal
 import numba
 import numpy as np
 from kernelproof import kernels
-from kernelproof.kernels.cpu import direct
+from kernelproof.kernels.cpu.convolution import direct
 begun, core, interrupt = [], direct._sweep, {signal.SIGINT}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Where tests run in the background it is ignored.
 def counted(workers, counter, last, *arguments):

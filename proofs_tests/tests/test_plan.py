@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernelproof.kernels.cpu import planner
+from kernelproof.kernels.cpu.convolution import planner
 from kernelproof.plan_command import plan
 from kernelproof.proofs import LawBroken, Problem
 from kernelproof.proofs.at_scale import worst_error

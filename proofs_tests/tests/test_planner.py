@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from kernelproof import kernels
-from kernelproof.kernels.cpu import planner
+from kernelproof.kernels.cpu.convolution import planner
+from kernelproof.kernels.cpu.convolution.planner import ALGORITHMS, Problem, decide
 from kernelproof.kernels.cpu.launch import on_threads
-from kernelproof.kernels.cpu.planner import ALGORITHMS, Problem, decide
 from kernelproof.proofs.at_scale import worst_error
 from kernelproof.proofs.problems import Problem as Proof
 from kernelproof.spec import OPERATORS, ParameterError, UnsupportedError, Window

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernelproof import spec
-from kernelproof.kernels.cpu import direct, direct_gradient, winograd, winograd_gradient
+from kernelproof.kernels.cpu.convolution import direct, direct_gradient, winograd, winograd_gradient
 from kernelproof.kernels.cpu.launch import on_threads
 from kernelproof.kernels.winograd_matrices import POINTS, TAPS, matrices
 

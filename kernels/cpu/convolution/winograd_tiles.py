@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from kernelproof.kernels.winograd_matrices import TAPS
 
-from .launch import serial
-from .micro_kernels import VECTORS
-from .vectors import LANES, call
-from .workspace import in_lines
+from ..launch import serial
+from ..micro_kernels import VECTORS
+from ..vectors import LANES, call
+from ..workspace import in_lines
 
 _STRIP = 2**16
 """Bytes of an image that are turned to lanes at a time: they stay near while they are transformed."""

@@ -13,10 +13,10 @@ from numba import prange
 
 from kernelproof.spec import Window
 
-from .launch import parallel, ready, serial, share, threads
+from ..launch import parallel, ready, serial, share, threads
+from ..vectors import LANES, call, take
+from ..workspace import borrowed, empty, in_lines
 from .stencils import add_lanes, copy_image, reach, spread, stencil, stencil_dweight
-from .vectors import LANES, call, take
-from .workspace import borrowed, empty, in_lines
 
 _ROWS = 4
 """Rows of pixels whose sums are in registers."""

@@ -19,13 +19,13 @@ from numba import prange
 from kernelproof.kernels.winograd_matrices import TAPS
 from kernelproof.spec import Window
 
+from ..launch import launch, parallel, ready, serial, threads
+from ..micro_kernels import PIXELS, clear, from_lanes, multiply, to_lanes
+from ..vectors import LANES, call, take
+from ..workspace import borrowed, in_lines
 from . import direct_gradient
-from .launch import launch, parallel, ready, serial, threads
-from .micro_kernels import PIXELS, clear, from_lanes, multiply, to_lanes
-from .vectors import LANES, call, take
 from .winograd_tiles import Tiles, block_of, lanes_in, rows_of_tiles, tiles_of, transform_strip
 from .winograd_transforms import gradient_to_points, input_to_points, points_to_weight
-from .workspace import borrowed, in_lines
 
 _BATCH = 2**22
 """Bytes of all points of the tiles that are worked on at a time."""

@@ -14,7 +14,7 @@ from numba import prange
 
 from kernelproof.spec import Window
 
-from .launch import add_scaled, launch, parallel, ready, serial
+from ..launch import add_scaled, launch, parallel, ready, serial
 
 _STRIP = 1024
 """Sums that one pass over the taps carries: they stay in the first-level cache."""

@@ -17,12 +17,12 @@ from numba import prange
 
 from kernelproof.spec import Window
 
-from .launch import parallel, ready, serial, share, threads
-from .micro_kernels import VECTORS, claim_lines, copy_lanes, from_lanes, multiply, pool_lanes, to_lanes
+from ..launch import parallel, ready, serial, share, threads
+from ..micro_kernels import VECTORS, claim_lines, copy_lanes, from_lanes, multiply, pool_lanes, to_lanes
+from ..vectors import LANES, call, take
+from ..workspace import borrowed
 from .strips import copy_planes, copy_strip
 from .sweep import Plan, as_long_rows, backward, forward
-from .vectors import LANES, call, take
-from .workspace import borrowed
 
 
 def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bool = False) -> Any:

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from kernelproof.kernels.winograd_matrices import TAPS
 
-from .launch import serial
-from .micro_kernels import VECTORS
-from .vectors import LANES, call
+from ..launch import serial
+from ..micro_kernels import VECTORS
+from ..vectors import LANES, call
 
 
 class Routines(NamedTuple):

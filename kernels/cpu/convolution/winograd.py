@@ -22,15 +22,15 @@ import numpy as np
 from kernelproof.kernels.winograd_matrices import TAPS
 from kernelproof.spec import Window
 
+from ..launch import launch, ready, share, threads
+from ..micro_kernels import PIXELS, VECTORS, claim_lines, clear, from_lanes, multiply, pool_lanes, to_lanes
+from ..vectors import LANES
+from ..workspace import borrowed, in_lines
 from . import direct
-from .launch import launch, ready, share, threads
-from .micro_kernels import PIXELS, VECTORS, claim_lines, clear, from_lanes, multiply, pool_lanes, to_lanes
-from .vectors import LANES
 from .winograd_orders import TURNED, by_panels, by_tiles
 from .winograd_products import Products, Routines
 from .winograd_tiles import Tiles, block_of, rows_of_tiles, tiles_of
 from .winograd_transforms import input_to_points, points_to_output, turned_weight_to_points, weight_to_points
-from .workspace import borrowed, in_lines
 
 _NEAR = 2**18
 """Bytes of a task's input points, by tiles, if it has tiles enough to be worth the walk through all weights."""

@@ -14,11 +14,11 @@ from numba import prange
 
 from kernelproof.spec import Window
 
-from .launch import parallel, ready, serial, share, threads
+from ..launch import parallel, ready, serial, share, threads
+from ..vectors import LANES, REGISTERS, Words, call, micro_kernel, take
+from ..workspace import borrowed, in_lines
 from .strips import copy_planes, copy_strip
 from .sweep import Plan, backward, forward
-from .vectors import LANES, REGISTERS, Words, call, micro_kernel, take
-from .workspace import borrowed, in_lines
 
 
 def applies(filters: int) -> bool:

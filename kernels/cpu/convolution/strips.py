@@ -6,8 +6,8 @@ is swept with a stride of two, even and odd columns are two phases.
 
 from typing import Any
 
-from .launch import serial
-from .vectors import Words, call, micro_kernel
+from ..launch import serial
+from ..vectors import Words, call, micro_kernel
 
 _AHEAD = 4
 """Channels that are fetched before their turn: rows are short, and each begins far from the last one's end."""

@@ -7,9 +7,9 @@ import numpy as np
 
 from kernelproof.spec import Window
 
-from .micro_kernels import PIXELS, VECTORS
-from .vectors import LANES
-from .workspace import in_lines
+from ..micro_kernels import PIXELS, VECTORS
+from ..vectors import LANES
+from ..workspace import in_lines
 
 _STRIP = 2**18
 """Bytes of a strip's copy, and of its sums: together they leave room in a second-level cache for a panel of weights."""

@@ -16,10 +16,10 @@ from numba import prange
 
 from kernelproof.spec import Window
 
-from .launch import parallel, ready, serial, share, threads
-from .micro_kernels import PIXELS, VECTORS, clear, from_lanes, multiply, to_lanes
-from .vectors import LANES, call, take
-from .workspace import borrowed, in_lines
+from ..launch import parallel, ready, serial, share, threads
+from ..micro_kernels import PIXELS, VECTORS, clear, from_lanes, multiply, to_lanes
+from ..vectors import LANES, call, take
+from ..workspace import borrowed, in_lines
 
 _PIXELS = 512
 """Pixels that a tile of sums runs over before it is put down."""

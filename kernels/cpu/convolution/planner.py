@@ -19,9 +19,9 @@ from kernelproof.kernels.tuning import fastest, plans
 from kernelproof.spec import Window
 from kernelproof.spec.errors import UnsupportedError
 
+from ..launch import threads
+from ..vectors import LANES, processor
 from . import depthwise, direct, direct_gradient, pixel_vectors, shifted_rows, sweep, winograd, winograd_gradient
-from .launch import threads
-from .vectors import LANES, processor
 
 
 @dataclass(frozen=True)

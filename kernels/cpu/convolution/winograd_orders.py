@@ -5,9 +5,9 @@ from numba import prange
 
 from kernelproof.kernels.winograd_matrices import TAPS
 
-from .launch import parallel, serial
-from .micro_kernels import VECTORS
-from .vectors import LANES, take
+from ..launch import parallel, serial
+from ..micro_kernels import VECTORS
+from ..vectors import LANES, take
 from .winograd_products import multiply_panel, transform_output, transform_weights, vectors_of
 from .winograd_tiles import transform, transform_strip
 

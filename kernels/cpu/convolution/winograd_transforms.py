@@ -13,7 +13,7 @@ from typing import Any
 
 from kernelproof.kernels.winograd_matrices import TAPS, Matrix, matrices, transposed
 
-from .vectors import Words, micro_kernel
+from ..vectors import Words, micro_kernel
 
 
 @micro_kernel

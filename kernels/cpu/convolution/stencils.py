@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from .pool_vectors import split
-from .vectors import Words, micro_kernel
+from ..pool_vectors import split
+from ..vectors import Words, micro_kernel
 
 
 @micro_kernel
