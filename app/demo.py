@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from kernelproof.kernels import Backend, backend
 from kernelproof.models import (
@@ -30,6 +29,7 @@ from kernelproof.proofs.subject import subject_of
 from kernelproof.spec import SpecChain, UnsupportedError
 from kernelproof.spec.parameters import Parameters
 
+from .command_line import screen
 from .page import page
 from .terminal import show_report, trained, watched
 
@@ -57,10 +57,17 @@ class Outcome:
     worst_ratio: float
 
 
-def run(out: Path, seed: int, epochs: int, screen: Console) -> int:
-    """Do the main job and say what was proven; exit status 1 if anything was refuted.
+def run(out: Path = Path("kernelproof-demo"), *, seed: int = 0, epochs: int = TrainConfig.epochs) -> int:
+    """Prove the kernels, train CNN2 on handwritten digits, export it to ONNX, compare, and write a page about it.
 
-    Raises ParameterError, UnsupportedError.
+    Parameters
+    ----------
+    out
+        Folder for the page, the parameters and the ONNX file; made if it is not there.
+    seed
+        Draws the problems, the initial parameters and the order of the digits: the same seed, the same result.
+    epochs
+        How often training sees all digits.
     """
     config = TrainConfig(epochs=epochs, seed=seed)
     if missing := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:

@@ -1,19 +1,12 @@
 """What the commands show while they work and when they are done."""
 
 import contextlib
-import os
-import platform
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kernelproof.kernels.dispatch import certificates
-from kernelproof.kernels.gpu import gpu
 from kernelproof.models import Digits, TrainConfig, train
 from kernelproof.models import Progress as Step
 from kernelproof.proofs import Report, Result
@@ -124,44 +117,3 @@ def trained(
                 accuracy = sum(each.accuracy for each in of_epoch) / len(of_epoch)
                 console.print(f"epoch {step.epoch:>3} of {config.epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}")
     return steps[-1].parameters, steps
-
-
-PACKAGES = ("kernelproof", "numpy", "numba", "numba-cuda", "hypothesis", "jaxtyping", "beartype", "onnx", "onnxruntime")
-
-
-def environment() -> dict[str, Any]:
-    """Versions, platform, CPU threads, GPU, which kernels hold a certificate."""
-    import llvmlite.binding
-    import numba
-
-    certified: dict[str, list[str]] = {}
-    for (_, backend), state in certificates().items():
-        certified.setdefault(backend, []).append(state)
-    return {
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": llvmlite.binding.get_host_cpu_name(),
-        "threads": numba.get_num_threads(),
-        "cores": os.cpu_count(),
-        "gpu": gpu()[1],
-        "certificates": {
-            backend: ", ".join(f"{count} {state}" for state, count in Counter(states).items())
-            for backend, states in certified.items()
-        },
-    }
-
-
-def show_environment(console: Console, found: dict[str, Any]) -> None:
-    """The same, to read."""
-    for name, value in {**found["packages"], **{k: v for k, v in found.items() if not isinstance(v, dict)}}.items():
-        console.print(f"{name:<12} {'not installed' if value is None else value}", markup=False)
-    for backend, states in found["certificates"].items():
-        console.print(f"certificates {backend}: {states}", markup=False)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

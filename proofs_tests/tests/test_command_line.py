@@ -1,5 +1,6 @@
 """The command line: exit statuses, refusals before work, machine-readable output, Ctrl-C."""
 
+import inspect
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kernelproof.command_line import COMMANDS, app
 from kernelproof.kernels.gpu import gpu
 
 COMMAND = [sys.executable, "-m", "kernelproof"]
@@ -17,6 +19,22 @@ COMMAND = [sys.executable, "-m", "kernelproof"]
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_s_help_says_what_its_docstring_says(command: str) -> None:
+    called = app[command].default_command
+    assert called is not None
+    description, _, _ = (inspect.getdoc(called) or "").partition("\n\nParameters\n")
+    assert app[command].help.split() == description.split()
+
+
+def test_the_help_of_all_commands_imports_none_of_them() -> None:
+    listed = "from kernelproof.command_line import app; app(['--help'], result_action='return_value')\n"
+    heavy = "import sys; print(*{'numba', 'hypothesis', 'onnx', 'z3'} & set(sys.modules), file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", listed + heavy], capture_output=True, text=True, check=True)
+    assert all(command in result.stdout for command in COMMANDS)
+    assert result.stderr == "\n"
 
 
 def test_a_proven_operator_exits_with_0() -> None:

@@ -1,0 +1,1 @@
+../../app/info_command.py

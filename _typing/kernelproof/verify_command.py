@@ -1,0 +1,1 @@
+../../app/verify_command.py
