@@ -19,10 +19,17 @@ _BLOCK = 2**25
 _SHARE = 2**16
 """Multiply-adds that are worth a thread: waking one takes as long as tens of thousands."""
 
-serial = numba.njit(nogil=True, cache=is_caching())
+_WITHIN = {"nogil": True, "cache": is_caching(), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""What only jitted code calls is compiled without a way in from Python, which takes a quarter of the time."""
+
+serial = numba.njit(**_WITHIN)
 """Decorates the serial functions that do the work of one task."""
 parallel = numba.njit(nogil=True, cache=is_caching(), parallel=True)
 """Decorates a core: `core(first, last, *arguments)` performs the tasks `first .. last - 1` on all cores."""
+in_turn = numba.njit(nogil=True, cache=is_caching())
+"""Decorates a core that is several parallel loops, one after the other."""
+loop = numba.njit(parallel=True, **_WITHIN)
+"""Decorates such a loop."""
 
 _AT_ONCE = 32
 """Multiply-adds that a micro-kernel does in the time of one plain one."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kernelproof.kernels.cpu.launch import serial
+from kernelproof.kernels.cpu.launch import in_turn
 
 from .judging import specified
 from .problems import Problem
@@ -54,7 +54,7 @@ def _geometry(problem: Problem) -> tuple[tuple[int, int], ...]:
     return problem.options["stride"], (top, left), problem.options["dilation"]
 
 
-@serial
+@in_turn
 def _convolve(x, weight, y, stride, padding, dilation, groups, wanted):
     """Every product once, added to the one of the three operands that is wanted."""
     filters = weight.shape[0] // groups
@@ -78,7 +78,7 @@ def _convolve(x, weight, y, stride, padding, dilation, groups, wanted):
                                     weight[k, each, r, s] += y[n, k, p, q] * x[n, c, h, w]
 
 
-@serial
+@in_turn
 def _pool(x, y, index, kernel, stride, padding, dilation):
     """The greatest number in each window and where it stands, `h*width + w`: the first of equals, never in padding."""
     for n in range(y.shape[0]):

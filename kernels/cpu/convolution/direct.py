@@ -17,7 +17,7 @@ from numba import prange
 
 from kernelproof.spec import Window
 
-from ..launch import parallel, ready, serial, share, threads
+from ..launch import in_turn, loop, ready, serial, share, threads
 from ..micro_kernels import VECTORS, claim_lines, copy_lanes, from_lanes, multiply, pool_lanes, to_lanes
 from ..vectors import LANES, call, take
 from ..workspace import borrowed
@@ -121,7 +121,7 @@ def _routines(column_stride: int, pixels: int, filters: int, pooled: int, relu: 
     )  # fmt: skip
 
 
-@serial
+@in_turn
 def _convolve(
     workers, counter, last, weight, packing, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep,
     routines,
@@ -141,7 +141,7 @@ def _convolve(
     _sweep(workers, counter, last, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep, routines)
 
 
-@parallel
+@loop
 def _pack(workers, counter, last, weight, packing, sweep, packed, routines):
     """`packed[group][panel][c][tap][lane]`: a vector of filters is a task."""
     for _ in prange(workers):
@@ -173,7 +173,7 @@ def _pack_vector(task, weight, packing, sweep, packed, routines):
         target += of_term * packing.columns
 
 
-@parallel
+@loop
 def _sweep(workers, counter, last, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep, routines):
     of_filter = y.shape[2] * y.shape[3]
     for worker in prange(workers):

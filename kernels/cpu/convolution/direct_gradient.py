@@ -16,7 +16,7 @@ from numba import prange
 
 from kernelproof.spec import Window
 
-from ..launch import parallel, ready, serial, share, threads
+from ..launch import in_turn, loop, ready, serial, share, threads
 from ..micro_kernels import PIXELS, VECTORS, clear, from_lanes, multiply, to_lanes
 from ..vectors import LANES, call, take
 from ..workspace import borrowed, in_lines
@@ -163,7 +163,7 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
     return dweight.reshape(weight_shape)
 
 
-@serial
+@in_turn
 def _gradient(
     workers, counter, last, tasks, x, dy, memory, sums, turned, turned_x, taps, pixels, dweight, its, routines
 ):
@@ -173,7 +173,7 @@ def _gradient(
         _add_parts(workers, np.zeros(1, np.int64), memory, sums, dweight, its, routines)
 
 
-@parallel
+@loop
 def _correlate(workers, counter, last, x, dy, memory, sums, turned, turned_x, taps, pixels, its, routines):
     """A task is a part of the images for a split of the panels of a group's filters."""
     for worker in prange(workers):
@@ -275,7 +275,7 @@ def _panel(turned_x, of_image, turned_dy, images, pixels_here, sums, vectors, ta
                 ))  # fmt: skip
 
 
-@parallel
+@loop
 def _add_parts(workers, counter, memory, sums, dweight, its, routines):
     """A task is a vector of filters: its sums over all parts, turned to rows of dweight."""
     for _ in prange(workers):

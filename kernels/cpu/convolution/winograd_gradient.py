@@ -19,7 +19,7 @@ from numba import prange
 from kernelproof.kernels.winograd_matrices import TAPS
 from kernelproof.spec import Window
 
-from ..launch import launch, parallel, ready, serial, threads
+from ..launch import in_turn, launch, loop, ready, serial, threads
 from ..micro_kernels import PIXELS, clear, from_lanes, multiply, to_lanes
 from ..vectors import LANES, call, take
 from ..workspace import borrowed, in_lines
@@ -137,7 +137,7 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
     return direct_gradient.conv2d_dweight(dy, x, weight_shape, window, groups) if broken[0] else dweight
 
 
-@serial
+@in_turn
 def _correlate(
     first, last, workers, x, dy, dweight, memory, shared, scratch, zeros, offsets, broken, of_x, of_dy, sums, routines
 ):
@@ -174,7 +174,7 @@ def _correlate(
             )
 
 
-@parallel
+@loop
 def _to_points(workers, counter, begin, count, x, dy, memory, shared, scratch, of_x, of_dy, routines):
     """Both points of `count` units from `begin` on: a strip of one group, of x or of dy, is a task."""
     strips = -(-count // of_x.strip)
@@ -197,7 +197,7 @@ def _to_points(workers, counter, begin, count, x, dy, memory, shared, scratch, o
             task = take(counter)
 
 
-@parallel
+@loop
 def _add_products(workers, counter, tiles, begun, memory, shared, zeros, offsets, of_x, of_dy, sums, routines):
     """Adds the products of a batch to the sums that are kept: a point and a panel of filters is a task."""
     for _ in prange(workers):
@@ -232,7 +232,7 @@ def _multiply(
         at += 4 * sums.pixels * of_dy.block
 
 
-@parallel
+@loop
 def _from_points(
     workers, counter, tiles, dweight, memory, shared, scratch, zeros, offsets, broken, of_x, of_dy, sums, routines
 ):

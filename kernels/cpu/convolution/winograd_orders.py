@@ -5,7 +5,7 @@ from numba import prange
 
 from kernelproof.kernels.winograd_matrices import TAPS
 
-from ..launch import parallel, serial
+from ..launch import in_turn, loop, serial
 from ..micro_kernels import VECTORS
 from ..vectors import LANES, take
 from .winograd_products import multiply_panel, transform_output, transform_weights, vectors_of
@@ -15,7 +15,7 @@ TURNED = 32
 """Channels whose weights are transformed at a time."""
 
 
-@parallel
+@loop
 def _all_weights(workers, counter, weight, turned, memory, shared, scratch, of_x, its, routines):
     """`u[group][panel][point][channel][filter]`: a vector of filters and some channels is a task."""
     vectors, pieces, points = -(-its.filters // LANES), -(-its.chunk // TURNED), (of_x.size + TAPS - 1) ** 2
@@ -33,7 +33,7 @@ def _all_weights(workers, counter, weight, turned, memory, shared, scratch, of_x
             task = take(counter)
 
 
-@serial
+@in_turn
 def by_tiles(
     workers, counter, last, x, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its,
     routines,
@@ -44,7 +44,7 @@ def by_tiles(
     _tiles(workers, counter, last, x, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its, routines)
 
 
-@parallel
+@loop
 def _tiles(workers, counter, last, x, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its, routines):
     batches, points = -(-of_x.units // of_x.together), (of_x.size + TAPS - 1) ** 2
     for worker in prange(workers):
@@ -68,7 +68,7 @@ def _tiles(workers, counter, last, x, y, broken, memory, shared, scratch, starts
             task = take(counter)
 
 
-@serial
+@in_turn
 def by_panels(
     first, last, workers, x, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x, its,
     routines,
@@ -87,7 +87,7 @@ def by_panels(
         )  # fmt: skip
 
 
-@parallel
+@loop
 def _points(workers, counter, begin, count, x, memory, shared, scratch, of_x, routines):
     """`v[group][point][block][tile][channel]`: a strip of units of a group is a task."""
     strips = -(-count // of_x.strip)
@@ -103,7 +103,7 @@ def _points(workers, counter, begin, count, x, memory, shared, scratch, of_x, ro
             task = take(counter)
 
 
-@parallel
+@loop
 def _panels(
     workers, counter, begin, count, weight, turned, y, broken, memory, shared, scratch, starts, zeros, offsets, of_x,
     its, routines,
