@@ -1,9 +1,6 @@
 """Generators are code: they reach what bugs hide behind, and their values are what they promise."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import nested_loops
@@ -123,23 +120,6 @@ def test_tiles_stand_on_both_sides_of_powers_of_two() -> None:
 
 def test_wide_rows_stand_on_both_sides_of_one_register_tile_and_of_two() -> None:
     assert WIDE == (11, 12, 13, 14, 15, 16, 17, 23, 24, 25, 27, 28, 29, 31, 32, 33, 47, 48, 49, 63, 64, 65)
-
-
-def test_a_seed_draws_the_same_problems_whatever_modules_are_loaded(tmp_path: Path) -> None:
-    # Numbers in their source are what hypothesis mixes in by itself; it never forgets them, hence a process of its own.
-    (tmp_path / "numbers_in_source.py").write_text(f"NUMBERS = {list(range(1000, 2000))}")
-    (tmp_path / "draws.py").write_text(
-        "from kernelproof.proofs.hold import draw\n"
-        "from kernelproof.proofs.problems import problems\n\n"
-        "def drawn():\n"
-        "    seen = []\n"
-        "    draw(problems('relu', 'whole'), seen.append, 100, 0)\n"
-        "    return seen\n\n"
-        "before = drawn()\n"
-        "import numbers_in_source\n"
-        "assert drawn() == before\n"
-    )
-    subprocess.run([sys.executable, "draws.py"], cwd=tmp_path, check=True)
 
 
 def test_another_draw_is_another_seed() -> None:
