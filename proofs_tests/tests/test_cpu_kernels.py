@@ -181,7 +181,7 @@ import numba
 import numpy as np
 from kernelproof import kernels
 from kernelproof.kernels.cpu.convolution import direct
-begun, core, interrupt = [], direct._sweep, {signal.SIGINT}
+begun, core, interrupt = [], direct._convolve, {signal.SIGINT}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Where tests run in the background it is ignored.
 def counted(workers, counter, last, *arguments):
     begun.append(last - int(counter[0]))
@@ -190,7 +190,7 @@ def counted(workers, counter, last, *arguments):
         os.kill(os.getpid(), signal.SIGINT)
     core(workers, counter, last, *arguments)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupt)
-direct._sweep = counted
+direct._convolve = counted
 try:
     kernels.conv2d(np.ones((8, 64, 100, 100), np.float32), np.ones((64, 64, 31, 31), np.float32))
 except KeyboardInterrupt:
