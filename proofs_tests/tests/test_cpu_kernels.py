@@ -192,7 +192,7 @@ def counted(workers, counter, last, *arguments):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupt)
 direct._convolve = counted
 try:
-    kernels.conv2d(np.ones((8, 64, 100, 100), np.float32), np.ones((64, 64, 31, 31), np.float32))
+    kernels.conv2d(np.ones((8, 64, 100, 100), np.float32), np.ones((256, 64, 31, 31), np.float32))
 except KeyboardInterrupt:
     # One task is a strip of rows: as long as it takes, no call holds more than one for each thread.
     print(len(begun), max(begun) <= numba.get_num_threads())
