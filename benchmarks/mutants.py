@@ -41,7 +41,8 @@ KEPT = ROOT / ".kernelproof" / "mutants.jsonl"
 
 SPEC = "test_semantics.py", "test_doors.py", "test_second_formulation.py", "test_laws.py"
 VALUES = "whole or ties or significand or reals or special or layout or gaps"
-DISPATCH = ("test_verify.py", "test_certificates.py", "test_chain.py", "test_cpu_kernels.py"), ""
+# Whether certificates are current is left out: any change of a kernel's source makes them stale, equivalent or not.
+DISPATCH = ("test_verify.py", "test_certificates.py", "test_chain.py", "test_cpu_kernels.py"), "not shipped"
 
 KERNELS = "test_laws.py", "test_algorithms.py", "test_planner.py", "test_cpu_kernels.py"
 FAMILIES = {"linear": "linear", "pool": "pool", "relu": "relu", "training": "cross_entropy or sgd"}
