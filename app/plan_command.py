@@ -28,6 +28,8 @@ from kernelproof.proofs.judging import LawBroken
 from kernelproof.spec import OPERATORS, ParameterError, conv2d
 from kernelproof.spec.window import whole_shape
 
+from .terminal import count
+
 EXAMPLES = {"x": "32x64x56x56", "weight": "64x64x3x3", "stride": "2x1", "dilation": "2x1", "padding": "0x1x0x1"}
 
 
@@ -180,8 +182,9 @@ def _show(console: Console, found: Mapping[str, Any]) -> None:
     options = ", ".join(f"{name} {value}" for name, value in found["options"].items())
     console.print(f"{found['operator']} of x {x} and weight {weight}: {options}", markup=False)
     console.print(
-        f"{found['multiply_adds']:,} multiply-adds in {found['dtype']}, {found['precision']}, on {found['threads']} "
-        f"threads; a register tile is {tile['pixels']} pixels x {tile['vectors']} vectors of {tile['lanes']} float32"
+        f"{found['multiply_adds']:,} multiply-adds in {found['dtype']}, {found['precision']}, on "
+        f"{count(found['threads'], 'thread')}; a register tile is {tile['pixels']} pixels x {tile['vectors']} vectors "
+        f"of {tile['lanes']} float32"
     )
     is_measured = taken["milliseconds"] is not None
     columns = ("estimated cost", "times the taken", "workspace", *["measured ms"] * is_measured)

@@ -62,7 +62,8 @@ def line(result: Result) -> str:
     )
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """`1 law`, `2 laws`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
@@ -72,15 +73,15 @@ def show_report(console: Console, report: Report) -> None:
     The first is the most telling: laws are held from the exact ones on.
     """
     operators, seconds = len({result.operator for result in report.laws}), sum(each.seconds for each in report.results)
-    theorems = f"{_count(len(report.theorems), 'theorem')} about sizes, " if report.theorems else ""
+    theorems = f"{count(len(report.theorems), 'theorem')} about sizes, " if report.theorems else ""
     verdict = f"[bold {COLOURS[report.verdict]}]{escape(report.kernel)}: {report.verdict}[/]"
-    held = f"{_count(len(report.laws), 'law')} of {_count(operators, 'operator')}"
+    held = f"{count(len(report.laws), 'law')} of {count(operators, 'operator')}"
     console.print(
-        f"{verdict} - {held} on {_count(report.problems, 'problem')}, {theorems}seed {report.seed}, {seconds:.0f} s"
+        f"{verdict} - {held} on {count(report.problems, 'problem')}, {theorems}seed {report.seed}, {seconds:.0f} s"
     )
     if declined := sum(result.unsupported for result in report.laws):
         reasons = dict.fromkeys(result.declined for result in report.laws if result.declined)
-        console.print(f"{_count(declined, 'problem')} declined: {'; '.join(reasons)}", markup=False)
+        console.print(f"{count(declined, 'problem')} declined: {'; '.join(reasons)}", markup=False)
     first = {result.operator: result for result in reversed(report.failures)}.values()
     for result in report.failures:
         if result not in first:
