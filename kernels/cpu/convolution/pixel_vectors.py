@@ -1,13 +1,15 @@
-"""Convolution with few filters in a group, and the input gradient of one with few channels: lanes are pixels.
+"""Convolution with a lane for each pixel: for few filters, few terms, or the input gradient of few channels.
 
-Where filters do not fill a vector, neighbouring pixels of a row do. The sweep is that of direct convolution (sweep.py):
-a strip of rows is copied, padded, so that a tap is one constant offset; then, tile after tile, `correlate` keeps the
-sums of all filters of a group for some rows of some vectors of pixels in registers. They are stored straight into y;
-where neighbouring sums are not neighbours in y, as in the gradient of a strided convolution, by way of a few lines.
-Measured beside others in docs/cpu.md, shapes E and G.
+Where filters do not fill a vector, neighbouring pixels of a row do; and where a sum has few terms, turning it from a
+lane to a row would take as long. The sweep is that of direct convolution (sweep.py): a strip of rows is copied, padded,
+so that a tap is one constant offset; then, tile after tile, `correlate` keeps the sums of a block of filters for some
+rows of some vectors of pixels in registers. They are stored straight into y; where neighbouring sums are not neighbours
+in y, as in the gradient of a strided convolution, by way of a few lines. Measured beside others in docs/cpu.md, shapes
+E and G.
 """
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
@@ -18,37 +20,49 @@ from ..launch import parallel, ready, serial, share, threads
 from ..vectors import LANES, REGISTERS, Words, call, micro_kernel, take
 from ..workspace import borrowed, in_lines
 from .strips import copy_planes, copy_strip
-from .sweep import Plan, backward, forward
+from .sweep import Plan, Sweep, as_long_rows, backward, forward
 
 
-def applies(filters: int) -> bool:
-    """Whether one group's filters, or in the input gradient its channels, are few enough; the geometry may be any."""
-    return filters < LANES
+class Tile(NamedTuple):
+    """What stays in registers: the sums of a block of filters for some rows of some vectors of pixels."""
+
+    filters: int
+    blocks: int
+    rows: int
+    vectors: int
+
+
+def tile_of(plan: Plan) -> tuple[Tile, float]:
+    """The tile that is fastest, and which part of the multiply-adds that a core could do it then does for y."""
+    return _tile_of(plan.sweep, len(plan.phases))
 
 
 def workspace(plan: Plan, workers: int) -> int:
-    """Bytes that so many threads work in."""
-    return 4 * workers * _scratch(plan)
+    """Bytes that so many threads work in, and of the weights that are packed for them."""
+    tile, _ = tile_of(plan)
+    packed = plan.sweep.groups * tile.blocks * tile.filters * plan.sweep.channels * plan.sweep.taps
+    return 4 * (workers * _scratch(plan) + packed)
 
 
 def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bool = False) -> Any:
     """y in one sweep; each element is one chain of fused multiply-adds, bias first, channels, then taps row-major."""
-    plan = forward(window, x.shape, weight.shape, groups)
+    x_shape = as_long_rows(window, x.shape)
+    plan = forward(window, x_shape, weight.shape, groups)
     k, c_of_group, r, s = weight.shape
-    packed = weight.reshape(groups, k // groups, c_of_group, r * s).transpose(0, 2, 3, 1)
+    weight = weight.reshape(groups, k // groups, c_of_group, r * s)
     starts = np.zeros(k, np.float32) if bias is None else bias
-    y = np.empty((len(x), k, plan.sweep.rows, plan.sweep.columns), np.float32)
-    return _swept(plan, ready(x), ready(packed), ready(starts), y, relu)
+    y = np.empty((len(x), k, window.p(x.shape), window.q(x.shape)), np.float32)
+    return _swept(plan, ready(x).reshape(x_shape), weight, starts.reshape(groups, k // groups), y, relu)
 
 
 def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, groups: int) -> Any:
     """dx in one sweep; each element is one chain of fused multiply-adds, filters, then taps row-major."""
-    plan = backward(window, x_shape, weight.shape, groups)
+    plan = backward(window, as_long_rows(window, x_shape), weight.shape, groups)
     k, c_of_group, r, s = weight.shape
     # The sweep's channels are the filters; taps in the order of the phases that they belong to.
-    packed = weight.reshape(groups, k // groups, c_of_group, r * s)[..., plan.order].transpose(0, 1, 3, 2)
-    starts = np.zeros(c_of_group * groups, np.float32)
-    return _swept(plan, ready(dy), ready(packed), starts, np.empty(x_shape, np.float32), False)
+    weight = weight.reshape(groups, k // groups, c_of_group, r * s)[..., plan.order].swapaxes(1, 2)
+    starts = np.zeros((groups, c_of_group), np.float32)
+    return _swept(plan, ready(dy), weight, starts, np.empty(x_shape, np.float32), False)
 
 
 @micro_kernel
@@ -115,16 +129,27 @@ def interleave(words: Words, even: Any, odd: Any, y: Any, count: Any) -> None:
         )  # fmt: skip
 
 
-def _tile(plan: Plan) -> tuple[int, int]:
-    """Rows and vectors of pixels whose sums, with what they are made of, fit the registers."""
-    sweep = plan.sweep
-    most = max(1, (REGISTERS - 1) // (sweep.filters + 1))
+@functools.lru_cache(maxsize=256)
+def _tile_of(sweep: Sweep, phases: int) -> tuple[Tile, float]:
     columns = -(-sweep.columns // sweep.column_step)
     widest = -(-columns // LANES)
-    vectors = -(-widest // -(-widest // most))
     last = -(-sweep.rows // sweep.row_step) - (sweep.strips - 1) * sweep.strip
-    rows = min(most // vectors, last, sweep.strip) if (sweep.row_step, sweep.column_step) == (1, 1) else 1
-    return max(1, rows), vectors
+    # Where sums go by way of lines, it is one row at a time.
+    tallest = min(last, sweep.strip) if (sweep.row_step, sweep.column_step) == (1, 1) else 1
+    found = []
+    for filters in range(1, max(1, min(sweep.filters, REGISTERS - 2)) + 1):
+        for vectors in range(1, min(widest, (REGISTERS - 1) // (filters + 1)) + 1):
+            rows = max(1, min(tallest, (REGISTERS - 1) // (filters + 1) // vectors))
+            tile = Tile(filters, -(-sweep.filters // filters), rows, vectors)
+            steps = tile.blocks * -(-tallest // rows) * -(-widest // vectors)
+            loads, sums = 2 * rows * vectors + filters, rows * vectors * filters
+            found.append((steps * max(loads / 2, sums / 2, _LATENCY), -sums, tile))
+    cycles, _, tile = min(found)
+    return tile, sweep.filters * tallest * columns / (2 * LANES * cycles)
+
+
+_LATENCY = 4
+"""Cycles of a fused multiply-add; two are begun in each, and so are two loads, those across two lines count twice."""
 
 
 def _scratch(plan: Plan) -> int:
@@ -143,9 +168,13 @@ def _line(plan: Plan) -> int:
 
 def _swept(plan: Plan, x: Any, weight: Any, starts: Any, y: Any, relu: bool) -> Any:
     sweep = plan.sweep
-    rows, vectors = _tile(plan)
+    tile, _ = tile_of(plan)
+    # The last block overlaps the one before, which computes the same.
+    firsts = np.minimum(np.arange(tile.blocks) * tile.filters, sweep.filters - tile.filters)
+    block = firsts[:, None] + np.arange(tile.filters)
+    packed, starts = ready(weight[:, block].transpose(0, 1, 3, 4, 2)), ready(starts[:, block])
     routines = np.array([
-        correlate.address(filters=sweep.filters, rows=rows, vectors=vectors, relu=int(relu)),
+        correlate.address(filters=tile.filters, rows=tile.rows, vectors=tile.vectors, relu=int(relu)),
         copy_planes.address(step=sweep.column_stride),
         interleave.address(),
     ])  # fmt: skip
@@ -153,10 +182,11 @@ def _swept(plan: Plan, x: Any, weight: Any, starts: Any, y: Any, relu: bool) -> 
     taps = max(1, sweep.taps // len(plan.phases))
     cost = sweep.strip * sweep.row_step * sweep.columns * sweep.filters * (1 + sweep.channels * (taps + 4))
     with borrowed(workers * scratch) as memory:
-        tables = (rows, vectors), plan.phases, plan.offsets, plan.copies, sweep, routines
+        tables = tile, plan.phases, plan.offsets, plan.copies, sweep, routines
         share(
-            _sweep, len(x) * sweep.groups * sweep.strips, cost, x, weight, starts,
-            y.reshape(len(y) * y.shape[1], *y.shape[2:]), memory, scratch, plan.copied + _SLACK, _line(plan), *tables,
+            _sweep, len(x) * sweep.groups * sweep.strips, cost, x, packed, starts,
+            y.reshape(len(y) * y.shape[1], sweep.rows, sweep.columns), memory, scratch, plan.copied + _SLACK,
+            _line(plan), *tables,
         )  # fmt: skip
     return y
 
@@ -191,7 +221,7 @@ def _sweep(
             of_image = 4 * sweep.channels * sweep.height * sweep.width
             copy_strip(x.ctypes.data + image * of_image, own.ctypes.data, first, rows, copies, sweep, routines[1])
             _strip(
-                own, copied, line, weight[group].ctypes.data, starts.ctypes.data + 4 * group * sweep.filters,
+                own, copied, line, weight[group].ctypes.data, starts[group].ctypes.data,
                 y[image * sweep.filters : (image + 1) * sweep.filters],
                 first, rows, tile, phases, offsets, sweep, routines,
             )  # fmt: skip
@@ -203,12 +233,13 @@ def _strip(own, copied, line, weight, start, y, first, rows, tile, phases, offse
     """Rows `first ..` of every phase, tile after tile; where columns have phases, by way of `own[copied:]`."""
     copy, of_row = own.ctypes.data, 4 * sweep.pitch
     of_channel = 4 * sweep.column_stride * sweep.height_of_copy * sweep.pitch
-    of_y, width = 4 * sweep.rows * sweep.columns, tile[1] * LANES
+    of_y, width = 4 * sweep.rows * sweep.columns, tile.vectors * LANES
+    of_block = 4 * sweep.channels * sweep.taps * tile.filters
     for a in range(sweep.row_step):
         i = 0
         while i < rows and (first + i) * sweep.row_step + a < sweep.rows:
             # The last tile overlaps the one before, which computed the same.
-            i = min(i, rows - tile[0])
+            i = min(i, rows - tile.rows)
             p = (first + i) * sweep.row_step + a
             for b in range(min(sweep.column_step, sweep.columns)):
                 _, _, tap, taps = phases[a * min(sweep.column_step, sweep.columns) + b]
@@ -220,16 +251,19 @@ def _strip(own, copied, line, weight, start, y, first, rows, tile, phases, offse
                 q = 0
                 while q < columns:
                     q = max(0, min(q, columns - width))
-                    call(routines[0], (
-                        copy + i * sweep.row_stride * of_row + 4 * q, of_channel, sweep.row_stride * of_row,
-                        sweep.channels, offsets.ctypes.data + 8 * tap, taps, weight + 4 * tap * sweep.filters,
-                        4 * sweep.taps * sweep.filters, start, target + 4 * q, of_filter, 4 * sweep.columns,
-                        columns - q,
-                    ))  # fmt: skip
+                    for block in range(tile.blocks):
+                        f = min(block * tile.filters, sweep.filters - tile.filters)
+                        call(routines[0], (
+                            copy + i * sweep.row_stride * of_row + 4 * q, of_channel, sweep.row_stride * of_row,
+                            sweep.channels, offsets.ctypes.data + 8 * tap, taps,
+                            weight + block * of_block + 4 * tap * tile.filters, 4 * sweep.taps * tile.filters,
+                            start + 4 * block * tile.filters, target + f * of_filter + 4 * q, of_filter,
+                            4 * sweep.columns, columns - q,
+                        ))  # fmt: skip
                     q += width
             if sweep.column_step > 1:
                 _join(own[copied:], line, y, p, sweep, routines)
-            i += tile[0]
+            i += tile.rows
 
 
 @serial

@@ -43,6 +43,22 @@ class Problem:
         return n * k * of_pixel * self.window.p(self.x_shape) * self.window.q(self.x_shape)
 
     @property
+    def long_rows(self) -> tuple[int, ...]:
+        """The shape of x as sweeps see it."""
+        return sweep.as_long_rows(self.window, self.x_shape)
+
+    @property
+    def sums(self) -> int:
+        """Elements of the result."""
+        n, k = self.x_shape[0], self.weight_shape[0]
+        of_operator = {
+            "conv2d": n * k * self.window.p(self.x_shape) * self.window.q(self.x_shape),
+            "conv2d_dx": int(np.prod(self.x_shape)),
+            "conv2d_dweight": int(np.prod(self.weight_shape)),
+        }
+        return of_operator[self.operator]
+
+    @property
     def filters(self) -> int:
         """Of one group."""
         return self.weight_shape[0] // self.groups
@@ -51,13 +67,6 @@ class Problem:
     def outputs(self) -> int:
         """Filters of one group, or in the input gradient its channels."""
         return self.weight_shape[1] if self.operator == "conv2d_dx" else self.filters
-
-    @property
-    def columns(self) -> int:
-        """Of y, or in the input gradient of what a phase of x holds."""
-        if self.operator == "conv2d_dx":
-            return -(-self.x_shape[3] // self.window.stride[1])
-        return self.window.q(self.x_shape)
 
 
 @dataclass(frozen=True)
@@ -114,12 +123,13 @@ _SOURCES = sources_hash()
 FLOAT32 = Condition("float32", lambda problem: problem.dtype == "float32")
 
 
-_FEW = Condition(f"fewer than {LANES} outputs in a group", lambda problem: pixel_vectors.applies(problem.outputs))
-
-
 def _used(across: int) -> float:
     """The part of the lanes that have something to work on, if so many things lie across them."""
     return across / (-(-across // LANES) * LANES)
+
+
+_TURNED = 9
+"""Multiply-adds in whose time a sum is turned from the lanes of filters to a row of pixels."""
 
 
 def _plain(operator: str, run: Callable[..., Any], copies: Callable[[Problem], int]) -> Algorithm:
@@ -130,8 +140,11 @@ def _plain(operator: str, run: Callable[..., Any], copies: Callable[[Problem], i
 
 
 def _direct(operator: str, run: Callable[..., Any], workspace: Callable[[Problem], int], **fused: Any) -> Algorithm:
+    def cost(problem: Problem) -> float:
+        return problem.multiply_adds / _used(problem.outputs) / 0.9 + _TURNED * problem.sums
+
     return Algorithm(
-        "direct", operator, run, lambda problem: problem.multiply_adds / _used(problem.outputs) / 0.9, workspace,
+        "direct", operator, run, cost, workspace,
         "one chain of fused multiply-adds for each element, a lane for each filter, any geometry", (FLOAT32,),
         **fused,
     )  # fmt: skip
@@ -139,17 +152,18 @@ def _direct(operator: str, run: Callable[..., Any], workspace: Callable[[Problem
 
 def _pixel_vectors(operator: str, run: Callable[..., Any], plan: Callable[..., sweep.Plan]) -> Algorithm:
     def cost(problem: Problem) -> float:
-        # A vector of pixels that is loaded serves every filter: the fewer they are, the more are loads the limit.
-        return problem.multiply_adds / _used(problem.columns) / min(0.9, 0.35 + 0.1 * problem.outputs)
+        its = plan(problem.window, problem.long_rows, problem.weight_shape, problem.groups)
+        # Empty problems cost nothing whatever the part.
+        return problem.multiply_adds / max(pixel_vectors.tile_of(its)[1], 0.01) / 0.9
 
     def workspace(problem: Problem) -> int:
-        its = plan(problem.window, problem.x_shape, problem.weight_shape, problem.groups)
+        its = plan(problem.window, problem.long_rows, problem.weight_shape, problem.groups)
         return pixel_vectors.workspace(its, threads())
 
     return Algorithm(
         "pixel vectors", operator, run, cost, workspace,
-        "as direct, but a lane for each pixel of a row: few filters would leave most lanes without work",
-        (FLOAT32,), (_FEW,),
+        "as direct, but a lane for each pixel of a row: for few filters, or sums that are sooner made than turned",
+        (FLOAT32,),
         rectified=functools.partial(run, relu=True) if operator == "conv2d" else None,
     )  # fmt: skip
 
@@ -181,7 +195,7 @@ def _planes(problem: Problem) -> int:
 
 def _sweep(plan: Callable[..., sweep.Plan]) -> Callable[[Problem], int]:
     def workspace(problem: Problem) -> int:
-        its = plan(problem.window, problem.x_shape, problem.weight_shape, problem.groups)
+        its = plan(problem.window, problem.long_rows, problem.weight_shape, problem.groups)
         return 4 * (its.packed + threads() * its.scratch)
 
     return workspace
@@ -269,9 +283,10 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 
 @dataclass(frozen=True)
 class Decision:
-    """The algorithm taken, what others that could be taken would cost, and why the rest could not."""
+    """The algorithm taken, what it and others that could be taken would cost, and why the rest could not."""
 
     taken: Algorithm
+    allowed: dict[str, Algorithm]
     costs: dict[str, float]
     refused: dict[str, str]
 
@@ -309,13 +324,13 @@ def _decide(problem: Problem, precision: Precision, threads: int, limit: int | N
             problem.operator, f"workspace_limit({limit})",
             f"{min(each.workspace(problem) for each in rows)} bytes for the smallest algorithm", "Raise the limit.",
         )  # fmt: skip
-    may_be_taken = {each.name: each for each in rows if each.name in costs}
+    allowed = {each.name: each for each in rows if each.name in costs}
     if plans:
         state = problem, precision, threads, limit, processor(), _SOURCES
-        name = fastest(plans, repr(state), {name: _call(each, problem) for name, each in may_be_taken.items()})
+        name = fastest(plans, repr(state), {name: _call(each, problem) for name, each in allowed.items()})
     else:
         name = min(costs, key=lambda name: costs[name])
-    return Decision(may_be_taken[name], costs, refused)
+    return Decision(allowed[name], allowed, costs, refused)
 
 
 def _call(algorithm: Algorithm, problem: Problem) -> Callable[[], object]:
