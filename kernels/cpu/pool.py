@@ -1,11 +1,10 @@
 """Max pooling and its gradient on the CPU: rows of float32 windows on vectors, the others one by one.
 
-Nothing is copied or padded: a vector of windows that reaches over an edge reads what is inside.
-Measured beside others in docs/cpu.md: PyTorch and ONNX Runtime are faster.
+Nothing is copied or padded: a vector of windows that reaches over an edge reads what is inside. Measured beside others
+in docs/cpu.md.
 """
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import prange
@@ -15,28 +14,13 @@ from kernelproof.kernels.contract import implements
 from kernelproof.spec import Window
 
 from .launch import launch, parallel, ready, serial, share
-from .pool_vectors import Blocks, pool_rows, unpool_rows
-from .vectors import LANES, call, take
+from .pool_plans import Plan, plan_of, reads, spread_of
+from .pool_vectors import INDICES, MAXIMA, TAPS, pool_rows
+from .unpool_vectors import Spread, spread_rows, unpool_halves
+from .vectors import call, take
 
-
-class Reads(NamedTuple):
-    """`rows[p]`, `columns[q]`: first and last position that is read, in steps of the dilations.
-
-    Rows `begin .. end - 1` read no padding. `blocks` as in pool_vectors.Blocks. Whole
-    vectors stay within `reach` floats of an image. `halves`: 2x2 windows side by side, so
-    that each position is in one window at most.
-    """
-
-    rows: np.ndarray
-    columns: np.ndarray
-    begin: int
-    end: int
-    row_dilation: int
-    column_dilation: int
-    row_stride: int
-    blocks: np.ndarray
-    reach: int
-    halves: bool
+HALVES = Window((2, 2), (2, 2))
+"""Windows side by side, by twos."""
 
 
 @implements(spec.max_pool2d, "cpu")
@@ -50,13 +34,7 @@ def max_pool2d(x: Any, window: Window, return_indices: bool) -> Any:
     y = np.empty((n, c, p, q), x.dtype.newbyteorder("="))
     index = np.empty((n, c, p, q) if return_indices else (n, c, 0, 0), np.int64)
     if _is_fast(window, y.dtype):
-        count, h, w, p = (n * c, h, w, p) if return_indices else _stacked(window, x.shape)
-        planes = ready(x).reshape(count, h, w), y.reshape(count, p, q), index.reshape(count, *index.shape[2:])
-        read = reads(window, (h, w))
-        routines = _routines(window, return_indices, read, count, h * w)
-        share(
-            _max_pool2d_rows, count, _MEMORY * _cost(window, p * q), *planes, read, routines
-        )  # fmt: skip
+        pool(x, y, index, window, MAXIMA + INDICES * return_indices)
     else:
         planes = ready(x).reshape(n * c, h, w), y.reshape(n * c, p, q), index.reshape(n * c, *index.shape[2:])
         launch(_max_pool2d, n * c, _cost(window, p * q), *planes, reads(window, (h, w)))
@@ -65,30 +43,35 @@ def max_pool2d(x: Any, window: Window, return_indices: bool) -> Any:
 
 @implements(spec.max_pool2d_dx, "cpu")
 def max_pool2d_dx(dy: Any, x: Any, window: Window) -> Any:
-    """Parallel over images and channels; the windows of one plane add up one after the other, row-major.
+    """Parallel over images and channels; at each position the windows add up row-major, from zero.
 
-    Accumulates in the arrays' type. The winners are found again from x. Any layout, copied if it is not row-major.
+    Accumulates in the arrays' type. The winners are found again from x. On vectors each position asks the windows that
+    it is in, a few rows after these were pooled. Any layout, copied if it is not row-major.
     """
     n, c, h, w = x.shape
     p, q = dy.shape[2:]
     dx = np.empty((n, c, h, w), x.dtype.newbyteorder("="))
-    if _is_fast(window, dx.dtype):
-        count, h, w, p = _stacked(window, x.shape)
-        read = reads(window, (h, w))
-        if read.halves:
-            routines = np.array([[unpool_rows.address(inner=inner) for inner in (0, 1)]])
-        else:
-            routines = _routines(window, True, read, count, h * w)
-        planes = ready(dy).reshape(count, p, q), ready(x).reshape(count, h, w), dx.reshape(count, h, w)
-        share(_max_pool2d_dx_rows, count, _MEMORY * _cost(window, p * q), *planes, read, routines)
-    else:
+    if not _is_fast(window, dx.dtype):
         planes = ready(dy).reshape(n * c, p, q), ready(x).reshape(n * c, h, w), dx.reshape(n * c, h, w)
         launch(_max_pool2d_dx, n * c, _cost(window, p * q), *planes, reads(window, (h, w)))
+        return dx
+    plan, arrays, far = plan_of(window, x.shape, True), (ready(dy), ready(x), dx), _is_far(x, dx)
+    cost = _MEMORY * _cost(window, dy.size // max(1, plan.planes))
+    if window == HALVES and h % 2 == w % 2 == 0:
+        routines = np.array([unpool_halves.address(inner=inner, far=far) for inner in (0, 1)])
+        share(_unpool_halves, plan.planes, cost, *arrays, plan, routines)
+    else:
+        spread = spread_of(window, (plan.height, w))
+        routines = _routines(window, TAPS, plan, far)
+        share(_unpool, plan.planes, cost, *arrays, plan, routines, spread, spreading(window, spread, far))
     return dx
 
 
-_STACK = 2**14
-"""Floats of images that are pooled as one."""
+_LARGE = 2**23
+"""Floats of an array and its gradient that the caches do not hold."""
+
+_NEAR = 2**12
+"""Floats of x that are pooled before their gradient is spread: the first-level cache holds all of it."""
 
 _MEMORY = 8
 """Multiply-adds of a micro-kernel that take the time of reading one tap."""
@@ -100,20 +83,23 @@ _UNROLLED = (2, 2), (3, 3)
 """Windows whose rows are written out too: those that networks have. Others go round a loop, compiled once for all."""
 
 
+def pool(x: Any, y: Any, place: Any, window: Window, stored: int) -> None:
+    """What is `stored` of all windows of x, in float32, into y and place; parallel over images and channels."""
+    # Indices count from the beginning of an image, so that is a plane.
+    plan = plan_of(window, x.shape, not stored & INDICES)
+    cost = _MEMORY * _cost(window, y.size // max(1, plan.planes))
+    share(_pool, plan.planes, cost, ready(x), y, place, plan, _routines(window, stored, plan, _is_far(x, y)))
+
+
+def spreading(window: Window, spread: Spread, far: bool) -> int:
+    """The routine that makes a row of the gradient."""
+    return spread_rows.address(
+        columns=window.kernel[1], step=window.stride[1], phase=spread.phase, readers=spread.readers, far=far
+    )
+
+
 def _cost(window: Window, windows: int) -> int:
     return window.kernel[0] * window.kernel[1] * windows
-
-
-def _stacked(window: Window, x_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """How many images, their height and width, and rows of y: those on which 2x2 windows lie side by side are stacked.
-
-    No window lies across two of them, so a stack is an image.
-    """
-    n, c, h, w = x_shape
-    count, times = n * c, 1
-    if reads(window, (h, w)).halves and h % 2 == 0 and count:
-        times = max(each for each in range(1, max(1, min(count, _STACK // (h * w))) + 1) if count % each == 0)
-    return count // times, times * h, w, window.p((times * h, w))
 
 
 def _is_fast(window: Window, dtype: Any) -> bool:
@@ -124,103 +110,102 @@ def _is_fast(window: Window, dtype: Any) -> bool:
     return dtype == np.float32 and window.stride[1] <= 2 and window.dilation[1] == 1 and window.kernel[1] <= _MOST
 
 
-def _routines(window: Window, indices: bool, read: Reads, images: int, size: int) -> np.ndarray:
+def _is_far(x: Any, y: Any) -> bool:
+    return x.size + y.size >= _LARGE
+
+
+def _routines(window: Window, stored: int, plan: Plan, far: bool) -> np.ndarray:
     """For windows of all rows and for those at an edge, each where whole vectors may not be read and where they may."""
     height = window.kernel[0] if window.kernel in _UNROLLED else 0
-    routines = np.zeros((2, 2), np.int64)
-    for edge, used in enumerate((read.begin < read.end, read.end - read.begin < len(read.rows))):
-        for inner in (0, 1) if (images - 1) // 2 * size >= read.reach else (0,):
-            routines[edge, inner] = used and pool_rows.address(
-                height=0 if edge else height, columns=window.kernel[1], step=window.stride[1], indices=int(indices),
-                inner=inner,
-            )  # fmt: skip
-    return routines
-
-
-@functools.lru_cache(maxsize=256)
-def reads(window: Window, x_shape: tuple[int, ...]) -> Reads:
-    """What every output row and column reads."""
-    ends, whole = [], []
-    for axis, size in enumerate(x_shape[-2:]):
-        position = window.positions(axis, size)
-        inside = window.inside(axis, size)
-        first, last = inside.argmax(axis=1), position.shape[1] - 1 - inside[:, ::-1].argmax(axis=1)
-        ends.append(np.take_along_axis(position, np.stack([first, last], axis=1), axis=1))
-        begin = int(inside.all(axis=1).argmax())
-        whole.append((begin, begin + int(inside.all(axis=1).sum())))
-    blocks = Blocks.of(x_shape[-1], window.padding[1][0], len(ends[1]), *whole[1])
-    halves = (
-        window.kernel == window.stride == (2, 2)
-        and window.dilation == (1, 1)
-        and whole == [(0, len(ends[0])), (0, len(ends[1]))]
-    )
-    reach = window.padding[1][0] + window.extent(1) + 16 * LANES
-    return Reads(*ends, *whole[0], *window.dilation, window.stride[0], np.array(blocks, np.int64), reach, halves)
+    is_used = plan.begin < plan.end, plan.end - plan.begin < len(plan.rows)
+    is_inner = True, (plan.planes - 1) // 2 * plan.height * plan.width >= plan.reach
+    return np.array([
+        is_used[edge] and is_inner[inner] and pool_rows.address(
+            height=0 if edge else height, columns=window.kernel[1], step=window.stride[1], stored=stored, inner=inner,
+            padded=window.padding[1] != (0, 0) or window.ceil_mode, far=far and not edge,
+        )
+        for edge in (0, 1) for inner in (0, 1)
+    ], np.int64)  # fmt: skip
 
 
 @parallel
-def _max_pool2d_rows(workers, counter, last, x, y, index, read, routines):
+def _pool(workers, counter, last, x, y, place, plan, routines):
+    windows = len(plan.rows) * plan.columns
     for _ in prange(workers):
         task = take(counter)
         while task < last:
-            at = 4 * y[0].size * task
-            _pool(x, task, y.ctypes.data + at, index.ctypes.data + 2 * at, y.shape[2], read, routines)
+            places = place.ctypes.data + place.itemsize * windows * task
+            _pool_rows(
+                x.ctypes.data, task, 0, len(plan.rows), y.ctypes.data + 4 * windows * task, places, place.itemsize,
+                plan, routines,
+            )  # fmt: skip
             task = take(counter)
 
 
 @serial
-def _pool(x, task, y, index, columns, read, routines):
-    """A plane of x to addresses y and index: the rows that read no padding at once, the others one by one."""
-    _, height, width = x.shape
-    plane = x.ctypes.data + 4 * height * width * task
-    p = 0
-    while p < len(read.rows):
-        first, last = read.rows[p]
-        rows = max(1, read.end - p) if p == read.begin else 1
-        routine = routines[0 if read.begin <= p < read.end else 1, int(_is_inner(x, task, read))]
-        call(routine, (
-            read.blocks.ctypes.data, plane + 4 * width * first, 4 * width * read.row_dilation,
-            (last - first) // read.row_dilation + 1, 4 * width * read.row_stride, width * first,
-            y + 4 * columns * p, index + 8 * columns * p, rows,
+def _pool_rows(x, task, p, end, y, place, of_place, plan, routines):
+    """Rows of windows `p .. end - 1` of a plane of x to its y and places: those that read no padding at once."""
+    inner = _is_inner(task, plan)
+    while p < end:
+        first, last = plan.rows[p]
+        at = plan.width * first - plan.left
+        is_edge = not plan.begin <= p < plan.end
+        rows = 1 if is_edge else min(end, plan.end) - p
+        call(routines[2 * is_edge + inner], (
+            plan.blocks.ctypes.data, x + 4 * (plan.height * plan.width * task + at), 4 * plan.width * plan.dilation,
+            (last - first) // plan.dilation + 1, 4 * plan.width * plan.stride, at, y + 4 * plan.columns * p,
+            place + of_place * plan.columns * p, plan.columns, rows,
         ))  # fmt: skip
         p += rows
 
 
 @serial
-def _is_inner(x, task, read):
-    """Whether whole vectors may be read beyond the rows of an image."""
-    return min(task, len(x) - 1 - task) * x[0].size >= read.reach
+def _is_inner(task, plan):
+    """Whether whole vectors may be read beyond the rows of a plane."""
+    return int(min(task, plan.planes - 1 - task) * plan.height * plan.width >= plan.reach)
 
 
 @parallel
-def _max_pool2d_dx_rows(workers, counter, last, dy, x, dx, read, routines):
+def _unpool(workers, counter, last, dy, x, dx, plan, routines, spread, spreading):
+    windows, group = len(plan.rows) * plan.columns, 1 + _NEAR // (plan.stride * plan.width)
     for _ in prange(workers):
-        scratch = 0 if read.halves else dy[0].size
-        y, index = np.empty(scratch, dx.dtype), np.empty(scratch, np.int64)
+        taps = np.empty(windows, np.int32)
         task = take(counter)
         while task < last:
-            if read.halves:
-                _pool_halves_dx(dy[task], x[task], dx[task], routines[0, int(_is_inner(x, task, read))])
-            else:
-                _pool(x, task, y.ctypes.data, index.ctypes.data, dy.shape[2], read, routines)
-                _scatter(dy[task].reshape(scratch), index, dx[task].reshape(x[0].size))
+            h = 0
+            for p in range(0, len(plan.rows), group):
+                end = min(p + group, len(plan.rows))
+                _pool_rows(x.ctypes.data, task, p, end, 0, taps.ctypes.data, 4, plan, routines)
+                # No later window reads the rows above its first.
+                rows = (plan.rows[end, 0] if end < len(plan.rows) else plan.height) - h
+                spread_out(
+                    dy.ctypes.data + 4 * windows * task, taps.ctypes.data, h, rows, plan.width, spread,
+                    dx.ctypes.data + 4 * plan.height * plan.width * task, spreading,
+                )  # fmt: skip
+                h += rows
             task = take(counter)
 
 
 @serial
-def _pool_halves_dx(dy, x, dx, routine):
-    height, width = x.shape
-    if height % 2 or width % 2:
-        dx[:] = 0
-    call(routine, (x.ctypes.data, 4 * width, dy.shape[1], dy.ctypes.data, dx.ctypes.data, dy.shape[0]))
+def spread_out(dy, taps, h, rows, width, spread, dx, routine):
+    """Rows `h ..` of a plane of dx, from its windows' dy and taps."""
+    call(routine, (
+        dy + 4 * spread.left, taps + 4 * spread.left, spread.windows[h:].ctypes.data, spread.blocks.ctypes.data,
+        dx + 4 * width * h, 4 * width, rows,
+    ))  # fmt: skip
 
 
-@serial
-def _scatter(dy, index, dx):
-    """Each window's dy is added where its winner stands."""
-    dx[:] = 0
-    for i in range(len(index)):
-        dx[np.uint64(index[i])] += dy[i]
+@parallel
+def _unpool_halves(workers, counter, last, dy, x, dx, plan, routines):
+    windows, size = len(plan.rows) * plan.columns, plan.height * plan.width
+    for _ in prange(workers):
+        task = take(counter)
+        while task < last:
+            call(routines[_is_inner(task, plan)], (
+                plan.blocks.ctypes.data, x.ctypes.data + 4 * size * task, 4 * plan.width,
+                dy.ctypes.data + 4 * windows * task, plan.columns, dx.ctypes.data + 4 * size * task, len(plan.rows),
+            ))  # fmt: skip
+            task = take(counter)
 
 
 @parallel

@@ -1,126 +1,128 @@
-"""Max pooling's micro-kernels: a vector of neighbouring windows at once, each lane with its winner so far."""
+"""Max pooling's micro-kernel: a vector of neighbouring windows at once, each lane with its winner so far."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 
+from .row_vectors import ask, bits, cut, over_rows, store
 from .vectors import INT32, LANES, Words, micro_kernel
 
 LOWEST = float("-inf")
+MAXIMA, INDICES, TAPS = 1, 2, 4
+"""What is stored of each window, added up: the maximum, where it stands in the image, which of the taps it is."""
 
 
-class Blocks(NamedTuple):
-    """How a row of windows is cut into vectors: `whole` ones from `start` on, inside the image, and `edges` others."""
+def columns_of(width: int, left: int, count: int, begin: int, end: int, columns: int, step: int) -> np.ndarray:
+    """How a row of `count` windows is cut; those of `begin .. end - 1` read no padding.
 
-    width: int
-    left: int
-    count: int
-    start: int
-    whole: int
-    edge: int
-    edge_step: int
-    edges: int
+    An edge's masks: the lanes that are windows, then of each vector of a row of taps what is inside the image.
+    """
+    start = 0 if begin == 0 else LANES
+    # One window less, so that no pair of vectors that is split reaches beyond the last one.
+    whole = max(0, (end - 1 - start) // LANES) if start >= begin else 0
+    taps = [s + half * LANES for s in range(0, columns, step) for half in range(step)]
+    return cut(start, whole, 1 + len(taps), [
+        [q, bits(q, count), *(bits(q * step - left + s, width) for s in taps)]
+        for q in range(0, count, LANES) if not start <= q < start + whole * LANES
+    ])  # fmt: skip
 
-    @staticmethod
-    def of(width: int, left: int, count: int, begin: int, end: int) -> "Blocks":
-        """For `count` windows of which `begin .. end - 1` read no padding; at most two blocks, or all, are edges."""
-        start = 0 if begin == 0 else LANES
-        # One window less, so that no pair of vectors that is split reaches beyond the last one.
-        whole = max(0, (end - 1 - start) // LANES) if start >= begin else 0
-        after = start + whole * LANES
-        if whole == 0 or count - after > LANES:
-            return Blocks(width, left, count, 0, 0, 0, LANES, -(-count // LANES))
-        edges = ([0] if start else []) + ([after] if after < count else [])
-        return Blocks(width, left, count, start, whole, edges[0], edges[-1] - edges[0], len(edges))
+
+class Taps(NamedTuple):
+    """A vector of windows: the `first` tap of the first one, bytes of a `row` of x, and how many `rows` a window has.
+
+    A winner's place is `places` further in the next row. `masks` are those of an edge's vectors; None where all that is
+    read counts. With `inner`, whole vectors may be read beyond rows: loads with a mask that miss the cache are slow.
+    """
+
+    first: Any
+    row: Any
+    rows: Any
+    places: Any
+    masks: Any
+    columns: int
+    step: int
+    inner: int
 
 
 @micro_kernel
 def pool_rows(
-    words: Words, blocks: Any, x: Any, x_row: Any, taps: Any, x_step: Any, base: Any, y: Any, index: Any, rows: Any, *,
-    height: int, columns: int, step: int, indices: int, inner: int,
+    words: Words, plan: Any, x: Any, x_row: Any, taps: Any, x_step: Any, base: Any, y: Any, place: Any, count: Any,
+    rows: Any, *, height: int, columns: int, step: int, stored: int, inner: int, padded: int, far: int,
 ) -> None:  # fmt: skip
-    """`y[p,q] = max_rs x[p*x_step + r*x_row + q*step + s - left]` for `rows` rows of y.
+    """`y[p,q] = max_rs x[p*x_step + r*x_row + q*step + s]` for `rows` rows of `count` windows; x[0] may be padding.
 
-    Windows have `height` rows, or `taps` if that is 0.
-    With `indices` also where it is, `base` the place of x[0]. Row-major, the first maximum wins, or the first NaN.
-    With `inner`, whole vectors may be read beyond rows: loads with a mask that miss the cache are slow.
-    Best and place of `LANES` windows are in registers.
+    Windows have `height` rows, or `taps` if that is 0. Row-major, the first maximum wins, or the first NaN. `stored` is
+    a sum of MAXIMA (y), INDICES (place, 64 bits, `base` that of x[0]) or TAPS (place, 32 bits, r*columns + s). Best and
+    place of `LANES` windows are in registers. With `inner`, whole vectors may be read beyond rows; unless `padded`, no
+    window reaches beyond one; `far` is what the caches do not hold.
     """
     builder, lanes = words.builder, words.lanes
-    width, left, count, start, whole, edge, edge_step, edges = (
-        words.load_integer(words.at(blocks, 8 * number)) for number in range(len(Blocks._fields))
-    )
+    in_row = words.number(columns) if stored & TAPS else builder.sdiv(x_row, words.number(4))
 
-    def block(q: Any, is_edge: bool) -> None:
-        """A column of blocks: what its lanes may read is decided once."""
-        column = builder.sub(words.times(q, step), left)
-        masks = _masks(words, column, width, columns, step) if is_edge else None
-        stored = words.first(builder.sub(count, q))
-        here = words.at(x, words.times(column, 4)), words.at(y, words.times(q, 4)), words.at(index, words.times(q, 8))
-        with words.loop(rows, *here, builder.add(base, column)) as row:
-            x_at, y_at, index_at, place_at = row.carried
-            at = x_at, x_row, taps, masks, columns, step, inner
-            best, place, unusual = _quick(words, *at, height)
-            if indices:
-                lowest = builder.fcmp_ordered("==", best, words.constant(LOWEST))
-                unusual = builder.or_(unusual, lowest)
-            if is_edge:
-                unusual = builder.and_(unusual, stored)
-            usual = builder.block
-            with builder.if_then(words.any(unusual), likely=False):
-                careful = _search(words, *at)
-                end = builder.block
-            merged = []
-            for quick, found in zip((best, place), careful, strict=True):
-                merged.append(builder.phi(quick.type))
-                merged[-1].add_incoming(quick, usual)
-                merged[-1].add_incoming(found, end)
-            best, place = merged
-            results = [(best, y_at)]
-            if indices:
-                first = words.broadcast(place_at)
-                steps = ir.Constant(first.type, [lane * step for lane in range(lanes)])
-                results.append((builder.add(builder.sext(place, first.type), builder.add(first, steps)), index_at))
-            for vector, address in results:
-                if is_edge:
-                    words.store_where(stored, vector, address)
-                else:
-                    words.store(vector, address)
-            row.carry(
-                words.at(x_at, x_step), words.at(y_at, words.times(count, 4)),
-                words.at(index_at, words.times(count, 8)), builder.add(place_at, builder.sdiv(x_step, words.number(4))),
-            )  # fmt: skip
+    def block(q: Any, masks: Any, x: Any, base: Any, y: Any, place: Any) -> None:
+        column = words.times(q, step)
+        valid, masks = (None, None) if masks is None else (masks[0], masks[1:])
+        masks = None if inner and not padded else masks
+        here = Taps(words.at(x, words.times(column, 4)), x_row, taps, in_row, masks, columns, step, inner)
+        best, won = _winners(words, here, height, valid, bool(stored & (INDICES | TAPS)))
 
-    with words.loop(whole, start) as loop:
-        block(loop.carried[0], is_edge=False)
-        loop.carry(words.at(loop.carried[0], lanes))
-    with words.loop(edges, edge) as loop:
-        block(loop.carried[0], is_edge=True)
-        loop.carry(builder.add(loop.carried[0], edge_step))
+        if stored & MAXIMA:
+            store(words, valid, best, words.at(y, words.times(q, 4)))
+        if stored & TAPS:
+            store(words, valid, builder.bitcast(won, words.vector), words.at(place, words.times(q, 4)))
+        if stored & INDICES:
+            first = words.broadcast(builder.add(base, column))
+            steps = ir.Constant(first.type, [lane * step for lane in range(lanes)])
+            index = builder.add(builder.sext(won, first.type), builder.add(first, steps))
+            store(words, valid, index, words.at(place, words.times(q, 8)))
+
+    def following(x: Any, base: Any, y: Any, place: Any) -> tuple[Any, ...]:
+        if far:
+            ask(words, x, x_step)
+        return (
+            words.at(x, x_step), words.at(base, builder.sdiv(x_step, words.number(4))),
+            words.at(y, words.times(count, 4)), words.at(place, words.times(count, 4 if stored & TAPS else 8)),
+        )  # fmt: skip
+
+    masks = 1 + len(range(0, columns, step)) * step
+    over_rows(words, plan, masks, rows, (x, base, y, place), block, following)
 
 
-def _quick(
-    words: Words,
-    x: Any,
-    x_row: Any,
-    taps: Any,
-    masks: Any,
-    columns: int,
-    step: int,
-    inner: int,
-    height: int,
-) -> tuple[Any, Any, Any]:
+def _winners(words: Words, taps: Taps, height: int, valid: Any, is_place_kept: bool) -> tuple[Any, Any]:
+    """The greatest in each lane's window and its place: quickly, and again with care if a valid lane is unusual."""
+    builder = words.builder
+    best, place, unusual = _quick(words, taps, height)
+    if is_place_kept and taps.masks is not None:
+        unusual = builder.or_(unusual, builder.fcmp_ordered("==", best, words.constant(LOWEST)))
+    if valid is not None:
+        unusual = builder.and_(unusual, valid)
+    usual = builder.block
+    with builder.if_then(words.any(unusual), likely=False):
+        careful = _search(words, taps)
+        end = builder.block
+    merged = []
+    for quick, found in zip((best, place), careful, strict=True):
+        merged.append(builder.phi(quick.type))
+        merged[-1].add_incoming(quick, usual)
+        merged[-1].add_incoming(found, end)
+    return merged[0], merged[1]
+
+
+def _quick(words: Words, taps: Taps, height: int) -> tuple[Any, Any, Any]:
     """As `_search` with one comparison a tap; and where a tap is NaN, so that it has to be asked.
 
     It has also where all are -infinity, if the place matters.
     """
     builder = words.builder
-    integers = ir.VectorType(INT32, words.lanes)
 
     def searched(row: Any, offset: Any, best: Any, place: Any, unusual: Any) -> tuple[Any, Any, Any]:
-        values = [value for value, _ in _taps(words, row, masks, columns, step, inner)]
+        values = [value for value, _ in in_taps(words, taps, row)]
         for s, value in enumerate(values):
+            if best is None:
+                best = value
+                continue
             wins = builder.fcmp_ordered(">", value, best)
             best = builder.select(wins, value, best)
             here = words.broadcast(builder.trunc(words.at(offset, s), INT32))
@@ -129,142 +131,64 @@ def _quick(
             unusual = builder.or_(unusual, builder.fcmp_unordered("uno", *pair))
         return best, place, unusual
 
-    found = words.constant(LOWEST), ir.Constant(integers, [0] * words.lanes), words.first(words.number(0))
-    in_row = builder.sdiv(x_row, words.number(4))
+    found = None, words.integers(0), words.first(words.number(0))
     if height:
         for r in range(height):
-            found = searched(words.at(x, words.times(x_row, r)), words.times(in_row, r), *found)
+            found = searched(words.at(taps.first, words.times(taps.row, r)), words.times(taps.places, r), *found)
         return found
-    with words.loop(taps, x, words.number(0), *found) as loop:
+    with words.loop(taps.rows, taps.first, words.number(0), words.constant(LOWEST), *found[1:]) as loop:
         row, offset, *found = loop.carried
-        loop.carry(words.at(row, x_row), builder.add(offset, in_row), *searched(row, offset, *found))
+        after = words.at(row, taps.row), builder.add(offset, taps.places)
+        loop.carry(*after, *searched(row, offset, *found))
     best, place, unusual = loop.results[2:]
     return best, place, unusual
 
 
-def _search(
-    words: Words, x: Any, x_row: Any, taps: Any, masks: Any, columns: int, step: int, inner: int
-) -> tuple[Any, Any]:
+def _search(words: Words, taps: Taps) -> tuple[Any, Any]:
     """The greatest in each lane's window, and its place counted from the first tap; where masks say no, none counts.
 
     The first tap that counts wins in any case, even if it is -infinity.
     """
     builder = words.builder
-    integers = ir.VectorType(INT32, words.lanes)
-    nothing = words.constant(LOWEST), ir.Constant(integers, [0 if masks is None else -1] * words.lanes)
-    with words.loop(taps, x, words.number(0), *nothing) as loop:
+    nothing = words.constant(LOWEST), words.integers(0 if taps.masks is None else -1)
+    with words.loop(taps.rows, taps.first, words.number(0), *nothing) as loop:
         row, offset, best, place = loop.carried
-        for s, (value, counts) in enumerate(_taps(words, row, masks, columns, step, inner)):
+        for s, (value, counts) in enumerate(in_taps(words, taps, row)):
             wins = builder.and_(builder.fcmp_unordered(">", value, best), builder.fcmp_ordered("ord", best, best))
             if counts is not None:
-                is_first = builder.icmp_signed("<", place, ir.Constant(integers, [0] * words.lanes))
+                is_first = builder.icmp_signed("<", place, words.integers(0))
                 wins = builder.and_(builder.or_(wins, is_first), counts)
             best = builder.select(wins, value, best)
             here = words.broadcast(builder.trunc(words.at(offset, s), INT32))
             place = builder.select(wins, here, place)
-        in_row = builder.sdiv(x_row, words.number(4))
-        loop.carry(words.at(row, x_row), builder.add(offset, in_row), best, place)
+        loop.carry(words.at(row, taps.row), builder.add(offset, taps.places), best, place)
     return loop.results[2], loop.results[3]
 
 
-def _masks(words: Words, column: Any, width: Any, columns: int, step: int) -> list[Any]:
-    """Which floats of each vector that `_taps` loads stand inside `width`, if the first tap stands at `column`."""
-    if step == 2:
-        return [
-            words.inside(words.at(column, s + half * words.lanes), width)
-            for s in range(0, columns, 2)
-            for half in (0, 1)
-        ]
-    return [words.inside(words.at(column, s), width) for s in range(columns)]
-
-
-def _taps(words: Words, row: Any, masks: Any, columns: int, step: int, inner: int) -> Iterator[tuple[Any, Any]]:
+def in_taps(words: Words, taps: Taps, row: Any) -> Iterator[tuple[Any, Any]]:
     """For each tap of a row its values, and in which lanes it counts: in all, unasked, if there are no masks.
 
     The others hold -infinity.
     """
 
-    def load(address: Any, mask: Any) -> Any:
+    def load(offset: int, mask: Any) -> Any:
+        address = words.at(row, offset)
         if mask is None:
             return words.load(address)
-        if not inner:
+        if not taps.inner:
             return words.load_where(mask, address, LOWEST)
         return words.builder.select(mask, words.load(address), words.constant(LOWEST))
 
-    for s in range(0, columns, 2 if step == 2 else 1):
-        address = words.at(row, 4 * s)
-        if step == 2:
-            masks_of_pair = (None, None) if masks is None else masks[s : s + 2]
-            inside = (None, None) if masks is None else split(words, *masks_of_pair)
-            both = [load(words.at(address, half * words.size), mask) for half, mask in enumerate(masks_of_pair)]
-            yield from list(zip(split(words, *both), inside, strict=True))[: columns - s]
+    for number, s in enumerate(range(0, taps.columns, taps.step)):
+        masks = [None if taps.masks is None else taps.masks[taps.step * number + half] for half in range(taps.step)]
+        values = [load(4 * s + half * words.size, mask) for half, mask in enumerate(masks)]
+        if taps.step == 1:
+            yield values[0], masks[0]
             continue
-        mask = None if masks is None else masks[s]
-        yield load(address, mask), mask
-
-
-def pairs(words: Words, address: Any, masks: Any) -> tuple[Any, Any]:
-    """The even and the odd floats of two vectors, of those that the two masks name if there are masks."""
-    addresses = address, words.at(address, words.size)
-    return split(words, *(map(words.load, addresses) if masks is None else map(words.load_where, masks, addresses)))
+        inside = masks if taps.masks is None else split(words, *masks)
+        yield from list(zip(split(words, *values), inside, strict=True))[: taps.columns - s]
 
 
 def split(words: Words, a: Any, b: Any) -> tuple[Any, Any]:
     """The even and the odd lanes of two vectors."""
     return tuple(words.shuffle(a, b, range(parity, 2 * words.lanes, 2)) for parity in (0, 1))
-
-
-@micro_kernel
-def unpool_rows(words: Words, x: Any, x_row: Any, count: Any, dy: Any, dx: Any, rows: Any, *, inner: int) -> None:
-    """`dx[2*p + r, 2*q + s] = dy[p,q]` where that won its 2x2 window of x, else 0, for `rows` rows of `count` windows.
-
-    dx and x have rows of `x_row` bytes. With `inner`, whole vectors may be read beyond them.
-    """
-    builder, lanes = words.builder, words.lanes
-    whole = builder.sdiv(count, words.number(lanes))
-    left = builder.sub(count, words.times(whole, lanes))
-    floats = words.times(left, 2)
-    rest = words.first(floats), words.first(words.at(floats, -lanes))
-
-    def block(source: Any, gradient: Any, target: Any, masks: Any) -> None:
-        read = None if inner else masks
-        taps = [*pairs(words, source, read), *pairs(words, words.at(source, x_row), read)]
-        dy = words.load(gradient) if read is None else words.load_where(words.first(left), gradient)
-        shares = _shares(words, taps, dy)
-        for r, address in enumerate((target, words.at(target, x_row))):
-            for half in (0, 1):
-                order = [half * lanes // 2 + lane // 2 + lanes * (lane % 2) for lane in range(lanes)]
-                vector, place = words.shuffle(*shares[2 * r : 2 * r + 2], order), words.at(address, half * words.size)
-                if masks is None:
-                    words.store(vector, place)
-                else:
-                    words.store_where(masks[half], vector, place)
-
-    with words.loop(rows, x, dy, dx) as row:
-        with words.loop(whole, *row.carried) as loop:
-            source, gradient, target = loop.carried
-            block(source, gradient, target, None)
-            loop.carry(
-                words.at(source, 2 * words.size), words.at(gradient, words.size), words.at(target, 2 * words.size)
-            )
-        with builder.if_then(builder.icmp_signed(">", left, words.number(0))):
-            block(*loop.results, rest)
-        source, gradient, target = row.carried
-        two = words.times(x_row, 2)
-        row.carry(words.at(source, two), words.at(gradient, words.times(count, 4)), words.at(target, two))
-
-
-def _shares(words: Words, taps: list[Any], dy: Any) -> list[Any]:
-    """For each tap of a window dy if it is the first maximum or the first NaN, else zero."""
-    builder, zero = words.builder, words.constant(0)
-    best, won = taps[0], []
-    for value in taps[1:]:
-        wins = builder.and_(builder.fcmp_unordered(">", value, best), builder.fcmp_ordered("ord", best, best))
-        best = builder.select(wins, value, best)
-        won.append(wins)
-    # Zero is added, as in every sum: -0 becomes 0.
-    rest, shares = builder.fadd(dy, zero), []
-    for wins in reversed(won):
-        shares.append(builder.select(wins, rest, zero))
-        rest = builder.select(wins, zero, rest)
-    return [rest, *reversed(shares)]
