@@ -10,6 +10,7 @@ from kernelproof import kernels
 from kernelproof.kernels.cpu.convolution import planner
 from kernelproof.kernels.cpu.convolution.planner import ALGORITHMS, Problem, decide
 from kernelproof.kernels.cpu.launch import on_threads
+from kernelproof.kernels.cpu.vectors import LANES
 from kernelproof.proofs.at_scale import worst_error
 from kernelproof.proofs.problems import Problem as Proof
 from kernelproof.spec import OPERATORS, ParameterError, UnsupportedError, Window
@@ -48,6 +49,19 @@ def test_the_input_gradient_of_wide_padding_is_not_tiled():
     assert F2 in decide(asked("conv2d_dx", padding=2), "strict").costs
     assert "padding up to 2" in decide(asked("conv2d_dx", padding=3), "strict").refused[F2]
     assert F2 in decide(asked("conv2d", padding=3), "strict").costs
+
+
+@pytest.mark.parametrize(("channels", "filters", "size", "taken"), [
+    (1, 32, 28, "pixel vectors"),  # Few terms: turning their sums would take as long.
+    (32, 3, 28, "pixel vectors"),  # Few filters: they would leave lanes empty.
+    (32, 32, 4 * LANES, "pixel vectors"),  # Rows of whole vectors.
+    (32, 32, 4 * LANES - LANES // 2, "direct"),
+    (32, 64, 28, "direct"),
+])  # fmt: skip
+def test_lanes_are_pixels_or_filters(channels, filters, size, taken):
+    problem = asked(c=channels, k=filters, h=size, kernel=5, padding=2)
+    costs = decide(problem, "strict").costs
+    assert min(costs, key=lambda name: costs[name]) == taken
 
 
 def test_float64_is_left_to_the_plain_rung():
