@@ -145,7 +145,7 @@ def onnx_runtime(problem: Problem, arrays: Arrays, threads: int) -> Call | None:
 def jax(problem: Problem, arrays: Arrays, threads: int) -> Call | None:
     """JAX, compiled by XLA for this problem; a gradient as XLA leaves it of forward and backward."""
     from kernelproof.proofs.adapters.jax import FORWARDS, jax, pull_back
-    from kernelproof.proofs.subject import forward_arguments
+    from kernelproof.proofs.forms import forward_arguments
 
     op, _, argument = problem.operator.partition(".d")
     if op not in FORWARDS:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from kernelproof.proofs.forms import forward_arguments, named_arguments
 from kernelproof.proofs.laws import Kernel
-from kernelproof.proofs.subject import forward_arguments, named_arguments
 from kernelproof.spec import OPERATORS
 
 

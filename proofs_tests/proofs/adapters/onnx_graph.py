@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from kernelproof.proofs.forms import named_arguments
 from kernelproof.proofs.laws import Kernel
-from kernelproof.proofs.subject import named_arguments
 from kernelproof.spec import OPS
 
 from . import framework
