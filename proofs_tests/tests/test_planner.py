@@ -64,6 +64,12 @@ def test_lanes_are_pixels_or_filters(channels, filters, size, taken):
     assert min(costs, key=lambda name: costs[name]) == taken
 
 
+def test_a_weight_gradient_of_many_weights_turns_its_pixels():
+    few, many = (asked("conv2d_dweight", c=1, k=filters, h=64) for filters in (32, 2**10))
+    assert decide(few, "strict").taken.name == "pixel vectors"
+    assert "few weights" in decide(many, "strict").refused["pixel vectors"]
+
+
 def test_float64_is_left_to_the_plain_rung():
     decision = decide(asked(dtype="float64"), "fast")
     assert decision.taken.name == "shifted rows"

@@ -37,6 +37,11 @@ _MERGED = 8
 """Below so many channels, a row of taps and their channels, which lie side by side, fill the tile together."""
 
 
+def used(channels: int) -> float:
+    """The part of a tile's places that so many channels of a group fill, at least."""
+    return 1.0 if channels < _MERGED else channels / (-(-channels // LANES) * LANES)
+
+
 class Correlation(NamedTuple):
     """`dweight[k,c,r,s] = sum_npq dy[n,k,p,q] * x[n, c, p*stride + r*dilation - top, ...]`, by groups, parts, strips.
 

@@ -21,7 +21,17 @@ from kernelproof.spec.errors import UnsupportedError
 
 from ..launch import threads
 from ..vectors import LANES, processor
-from . import depthwise, direct, direct_gradient, pixel_vectors, shifted_rows, sweep, winograd, winograd_gradient
+from . import (
+    depthwise,
+    direct,
+    direct_gradient,
+    pixel_gradient,
+    pixel_vectors,
+    shifted_rows,
+    sweep,
+    winograd,
+    winograd_gradient,
+)
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,20 @@ class Problem:
         return sweep.as_long_rows(self.window, self.x_shape)
 
     @property
+    def y_shape(self) -> tuple[int, ...]:
+        """Of the output, or of its gradient."""
+        return self.x_shape[0], self.weight_shape[0], self.window.p(self.x_shape), self.window.q(self.x_shape)
+
+    @property
+    def gradients(self) -> int:
+        """Elements of the output's gradient."""
+        return int(np.prod(self.y_shape))
+
+    @property
     def sums(self) -> int:
         """Elements of the result."""
-        n, k = self.x_shape[0], self.weight_shape[0]
-        of_operator = {
-            "conv2d": n * k * self.window.p(self.x_shape) * self.window.q(self.x_shape),
-            "conv2d_dx": int(np.prod(self.x_shape)),
-            "conv2d_dweight": int(np.prod(self.weight_shape)),
-        }
-        return of_operator[self.operator]
+        shapes = {"conv2d": self.y_shape, "conv2d_dx": self.x_shape, "conv2d_dweight": self.weight_shape}
+        return int(np.prod(shapes[self.operator]))
 
     @property
     def filters(self) -> int:
@@ -128,8 +143,8 @@ def _used(across: int) -> float:
     return across / (-(-across // LANES) * LANES)
 
 
-_TURNED = 9
-"""Multiply-adds in whose time a sum is turned from the lanes of filters to a row of pixels."""
+_TURNED, _TURNED_BACK = 20, 9
+"""Multiply-adds in whose time a pixel of a filter is turned to its lane, and a sum back to its row."""
 
 
 def _plain(operator: str, run: Callable[..., Any], copies: Callable[[Problem], int]) -> Algorithm:
@@ -141,7 +156,11 @@ def _plain(operator: str, run: Callable[..., Any], copies: Callable[[Problem], i
 
 def _direct(operator: str, run: Callable[..., Any], workspace: Callable[[Problem], int], **fused: Any) -> Algorithm:
     def cost(problem: Problem) -> float:
-        return problem.multiply_adds / _used(problem.outputs) / 0.9 + _TURNED * problem.sums
+        products = problem.multiply_adds / _used(problem.outputs) / 0.9
+        if operator != "conv2d_dweight":
+            return products + _TURNED_BACK * problem.sums
+        channels = direct_gradient.used(problem.weight_shape[1])
+        return products / channels + _TURNED * problem.gradients / _used(problem.outputs)
 
     return Algorithm(
         "direct", operator, run, cost, workspace,
@@ -166,6 +185,21 @@ def _pixel_vectors(operator: str, run: Callable[..., Any], plan: Callable[..., s
         (FLOAT32,),
         rectified=functools.partial(run, relu=True) if operator == "conv2d" else None,
     )  # fmt: skip
+
+
+def _pixel_gradient(problem: Problem) -> tuple[Any, ...]:
+    return problem.window, problem.x_shape, problem.weight_shape, problem.groups
+
+
+_PIXEL_GRADIENT = Algorithm(
+    "pixel vectors", "conv2d_dweight", pixel_gradient.conv2d_dweight,
+    # x is read at every shift, so that half of its vectors lie across two lines of the cache.
+    lambda problem: problem.multiply_adds / max(pixel_gradient.planned(*_pixel_gradient(problem))[1].used, 0.01) / 0.55,
+    lambda problem: pixel_gradient.workspace(*_pixel_gradient(problem), threads()),
+    "a lane for each pixel: of few weights, turning the pixels to lanes would take longest",
+    (FLOAT32,),
+    (Condition("few weights: their sums stay near", lambda each: pixel_gradient.is_near(*_pixel_gradient(each))),),
+)  # fmt: skip
 
 
 def _depthwise(operator: str, run: Callable[..., Any]) -> Algorithm:
@@ -277,6 +311,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     *(_winograd(size, "conv2d_dweight", winograd_gradient.conv2d_dweight, _sums(size)) for size in (2, 4)),
     _direct("conv2d_dx", direct.conv2d_dx, _sweep(sweep.backward)),
     _direct("conv2d_dweight", direct_gradient.conv2d_dweight, _correlation),
+    _PIXEL_GRADIENT,
 )
 """Every way to compute a convolution or one of its gradients on this CPU."""
 
