@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -24,8 +25,21 @@ _WITHIN = {"nogil": True, "cache": is_caching(), "no_cpython_wrapper": True, "no
 
 serial = numba.njit(**_WITHIN)
 """Decorates the serial functions that do the work of one task."""
-parallel = numba.njit(nogil=True, cache=is_caching(), parallel=True)
-"""Decorates a core: `core(first, last, *arguments)` performs the tasks `first .. last - 1` on all cores."""
+
+
+def parallel(core: Callable[..., None]) -> Any:
+    """Decorates a core: `core(first, last, *arguments)` performs the tasks `first .. last - 1` on all cores.
+
+    Its attribute `alone` does so without the threads' machinery: each way is compiled when it is first taken.
+    """
+    # Compiled functions are kept by their names.
+    alone = FunctionType(core.__code__, core.__globals__, f"{core.__name__}_alone", core.__defaults__, core.__closure__)
+    alone.__qualname__ = f"{core.__qualname__}_alone"
+    on_threads = numba.njit(nogil=True, cache=is_caching(), parallel=True)(core)
+    on_threads.alone = numba.njit(nogil=True, cache=is_caching())(alone)
+    return on_threads
+
+
 in_turn = numba.njit(nogil=True, cache=is_caching())
 """Decorates a core that is several parallel loops, one after the other."""
 loop = numba.njit(parallel=True, **_WITHIN)
@@ -56,10 +70,10 @@ def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) ->
     Neither blocks nor threads show in the result: no task sees another.
     """
 
-    def call(workers: int, first: int, last: int) -> None:
+    def call(core: Callable[..., None], workers: int, first: int, last: int) -> None:
         core(first, last, *arguments)
 
-    _in_blocks(call, tasks, cost)
+    _in_blocks(core, call, tasks, cost)
 
 
 def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> None:
@@ -69,14 +83,14 @@ def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> 
     """
     counter = np.empty(1, np.int64)
 
-    def call(workers: int, first: int, last: int) -> None:
+    def call(core: Callable[..., None], workers: int, first: int, last: int) -> None:
         counter[0] = first
         core(min(workers, last - first), counter, last, *arguments)
 
-    _in_blocks(call, tasks, cost // _AT_ONCE)
+    _in_blocks(core, call, tasks, cost // _AT_ONCE)
 
 
-def _in_blocks(call: Callable[[int, int, int], None], tasks: int, cost: int) -> None:
+def _in_blocks(core: Any, call: Callable[..., None], tasks: int, cost: int) -> None:
     """Calls for the tasks, in pieces of at most a tenth of a second, on as many threads as the work is worth."""
     if _layer_before_fork == "omp":
         raise UnsupportedError(
@@ -85,18 +99,27 @@ def _in_blocks(call: Callable[[int, int, int], None], tasks: int, cost: int) -> 
             "a process with threads of its own (GNU OpenMP would end this one)",
             'Start it with multiprocessing.get_context("spawn"), or set NUMBA_THREADING_LAYER=workqueue.',
         )
+    wanted = _threads or 1 + tasks * cost // _SHARE
+    if wanted == 1 and hasattr(core, "alone"):
+        for first, last in _blocks(tasks, cost, 1):
+            call(core.alone, 1, first, last)
+        return
     before = numba.get_num_threads()
-    workers = min(before, _threads or 1 + tasks * cost // _SHARE)
-    block = workers * max(1, _BLOCK // max(workers * cost, 1))
+    workers = min(before, wanted)
     if workers != before:
         numba.set_num_threads(workers)
     try:
-        for first in range(0, tasks, block):
+        for first, last in _blocks(tasks, cost, workers):
             with _lock:  # Two threads in parallel code at once abort the process on the workqueue layer.
-                call(workers, first, min(first + block, tasks))
+                call(core, workers, first, last)
     finally:
         if workers != before:
             numba.set_num_threads(before)
+
+
+def _blocks(tasks: int, cost: int, workers: int) -> Iterator[tuple[int, int]]:
+    block = workers * max(1, _BLOCK // max(workers * cost, 1))
+    return ((first, min(first + block, tasks)) for first in range(0, tasks, block))
 
 
 def threads() -> int:
