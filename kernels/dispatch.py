@@ -23,6 +23,7 @@ from .source import kernels_hash, specification_hash
 Certified: TypeAlias = Literal["current", "stale", "none"]
 """Whether a kernel holds a certificate of its present source and specification, of earlier ones, or none."""
 
+_PRECISIONS = get_args(Precision)
 _MODULES = {"cpu": "kernelproof.kernels.cpu", "cuda": "kernelproof.kernels.cuda"}
 
 
@@ -39,8 +40,8 @@ class Backend:
 
     def at(self, precision: Precision) -> "Backend":
         """The same processor with that rounding allowed; raises ParameterError."""
-        if precision not in get_args(Precision):
-            needed = " or ".join(map(repr, get_args(Precision)))
+        if precision not in _PRECISIONS:
+            needed = " or ".join(map(repr, _PRECISIONS))
             raise ParameterError("kernelproof", f"precision={precision!r}", needed, "Choose one of them.")
         if precision not in self._others:
             self._others[precision] = type(self)(self.name, precision)
@@ -78,7 +79,7 @@ class _Cpu(Backend):
 
     def __call__(self, operator: Operator[...], *args: Any, **kwargs: Any) -> Any:
         key, given = key_of(operator.__name__, args, kwargs), (*args, *kwargs.values())
-        way = None if key is None else self._remembered.find(key)
+        way = self._remembered.find(key)
         if way is not None:
             return way(given)
         kernel = self.kernel(operator)

@@ -1,7 +1,8 @@
 """Calls like one before: what was checked of an operator, its options and the arrays' shapes need no second look.
 
 A check reads shapes, types and options, never a float, so a call that agrees with an earlier one in these goes straight
-to the kernel's entry. Arrays of whole numbers are class numbers, whose values are checked: they are not remembered.
+to the kernel's entry. Arrays of whole numbers are class numbers, whose values are checked too: by the entries that read
+them, in every call.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Remembered:
             recipe.append((places[0], None))
         if len(self._ways) >= _MOST:
             self._ways.clear()
-        self._ways[key] = lambda given: entry(*(value if at is None else given[at] for at, value in recipe))
+        self._ways[key] = lambda given: entry(*[value if at is None else given[at] for at, value in recipe])
 
 
 def key_of(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -52,8 +53,6 @@ def key_of(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     for name, value in (*enumerate(args), *kwargs.items()):
         kind = type(value)
         if kind is np.ndarray:
-            if value.dtype.kind != "f":
-                return None
             described.append((name, value.shape, value.dtype))
         elif kind in (int, float, bool, tuple, type(None)):
             # Its text, for True is no 1 and (2.0, 2) no (2, 2).

@@ -8,13 +8,16 @@ from numba import prange
 
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
+from kernelproof.spec.operator import Operator
 
 from . import elementwise
-from .launch import launch, parallel, ready, serial, share
+from .launch import in_turn, launch, parallel, ready, serial, share
 from .softmax import divide, exponentials
 from .vectors import call, take
 
 _CHUNK = 2**14
+_ROWS = 8
+"""Rows of logits in one task."""
 _EXPONENTIAL = 32
 """What one exponential costs in multiply-adds, about."""
 
@@ -28,12 +31,12 @@ def cross_entropy(logits: Any, target: Any) -> Any:
     Any layout; one that is not row-major is copied first.
     """
     n, k = logits.shape
-    loss = np.empty(n, logits.dtype.newbyteorder("="))
+    loss, classes = np.empty(n, logits.dtype.newbyteorder("=")), _classes(spec.cross_entropy, logits, target)
     if loss.dtype == np.float32:
         routine = exponentials.address(stored=0)
-        share(_row_losses, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), loss, routine)
+        share(_row_losses, -(-n // _ROWS), _ROWS * k * _EXPONENTIAL, ready(logits), classes, loss, routine)
     else:
-        launch(_cross_entropy, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), loss)
+        launch(_cross_entropy, n, k * _EXPONENTIAL, ready(logits), classes, loss)
     return np.asarray(loss.sum() / n, loss.dtype)
 
 
@@ -47,11 +50,12 @@ def cross_entropy_dlogits(logits: Any, target: Any) -> Any:
     """
     n, k = logits.shape
     dlogits = np.empty((n, k), logits.dtype.newbyteorder("="))
+    classes = _classes(spec.cross_entropy_dlogits, logits, target)
     if dlogits.dtype == np.float32:
         routines = np.array([exponentials.address(stored=1), divide.address()])
-        share(_row_gradients, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), dlogits, routines)
+        share(_row_gradients, -(-n // _ROWS), _ROWS * k * _EXPONENTIAL, ready(logits), classes, dlogits, routines)
     else:
-        launch(_cross_entropy_dlogits, n, k * _EXPONENTIAL, ready(logits), ready(target, np.int64), dlogits)
+        launch(_cross_entropy_dlogits, n, k * _EXPONENTIAL, ready(logits), classes, dlogits)
     return dlogits
 
 
@@ -74,16 +78,36 @@ def sgd(parameter: Any, gradient: Any, velocity: Any, learning_rate: Any, moment
     return new_parameter, new_velocity
 
 
+def _classes(operator: Operator[...], logits: Any, target: Any) -> Any:
+    """The class numbers, ready, once all are known to be classes: a call like an earlier one was not asked at the door.
+
+    Raises what the operator's door raises.
+    """
+    classes = ready(target, np.int64)
+    if not _are_classes(classes, logits.shape[1]):
+        operator.door(logits, target)
+    return classes
+
+
+@in_turn
+def _are_classes(target, classes):
+    wrong = 0
+    for n in range(len(target)):
+        wrong += not 0 <= target[n] < classes
+    return wrong == 0
+
+
 @parallel
 def _row_losses(workers, counter, last, logits, target, loss, routine):
     classes = logits.shape[1]
     for _ in prange(workers):
         results = np.empty(2, np.float32)
-        n = take(counter)
-        while n < last:
-            call(routine, (logits.ctypes.data + 4 * classes * n, classes, 0, results.ctypes.data))
-            loss[n] = np.log(results[1]) - (logits[n, target[n]] - results[0])
-            n = take(counter)
+        task = take(counter)
+        while task < last:
+            for n in range(task * _ROWS, min((task + 1) * _ROWS, len(loss))):
+                call(routine, (logits.ctypes.data + 4 * classes * n, classes, 0, results.ctypes.data))
+                loss[n] = np.log(results[1]) - (logits[n, target[n]] - results[0])
+            task = take(counter)
 
 
 @parallel
@@ -92,15 +116,16 @@ def _row_gradients(workers, counter, last, logits, target, dlogits, routines):
     for _ in prange(workers):
         results, divisors = np.empty(2, np.float32), np.empty(2, np.float32)
         divisors[1] = len(logits)
-        n = take(counter)
-        while n < last:
-            at = dlogits.ctypes.data + 4 * classes * n
-            call(routines[0], (logits.ctypes.data + 4 * classes * n, classes, at, results.ctypes.data))
-            divisors[0] = results[1]
-            own = (dlogits[n, target[n]] / divisors[0] - np.float32(1)) / divisors[1]
-            call(routines[1], (at, classes, divisors.ctypes.data))
-            dlogits[n, target[n]] = own
-            n = take(counter)
+        task = take(counter)
+        while task < last:
+            for n in range(task * _ROWS, min((task + 1) * _ROWS, len(logits))):
+                at = dlogits.ctypes.data + 4 * classes * n
+                call(routines[0], (logits.ctypes.data + 4 * classes * n, classes, at, results.ctypes.data))
+                divisors[0] = results[1]
+                own = (dlogits[n, target[n]] / divisors[0] - np.float32(1)) / divisors[1]
+                call(routines[1], (at, classes, divisors.ctypes.data))
+                dlogits[n, target[n]] = own
+            task = take(counter)
 
 
 @parallel
