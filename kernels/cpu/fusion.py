@@ -18,7 +18,7 @@ from kernelproof.spec.layers import Conv2d, MaxPool2d, Perform, ReLU
 from kernelproof.spec.parameters import Parameters
 from kernelproof.spec.wiring import Step
 
-from .convolution.planner import Algorithm, Problem, decide
+from .convolution.planner import Algorithm, taken_with
 from .winners import pool, unpool
 from .workspace import borrowed
 
@@ -84,23 +84,10 @@ class Fused:
             return None
         if self.pooled and min(conv.window.p(x.shape), conv.window.q(x.shape)) < 2:
             return None
-        problem = Problem("conv2d", x.shape, weight.shape, conv.window, conv.groups, "float32")
-        decision = decide(problem, getattr(perform, "precision", "strict"))
-
-        def cost(each: Algorithm) -> float:
-            again = self.pooled and not each.pooled
-            return decision.costs[each.name] + again * _READ_AGAIN * problem.sums
-
-        def does_all(each: Algorithm) -> bool:
-            return bool(each.pooled or not self.pooled) and bool(each.rectified or not self.rectified)
-
-        if does_all(decision.taken):
-            return decision.taken
-        return min((each for each in decision.allowed.values() if each.rectified), key=cost, default=None)
-
-
-_READ_AGAIN = 20
-"""Multiply-adds in whose time an output is written, and read again to be pooled."""
+        precision = getattr(perform, "precision", "strict")
+        return taken_with(
+            self.rectified, self.pooled, x.shape, weight.shape, conv.window, conv.groups, precision
+        )  # fmt: skip
 
 
 def blocks(steps: Sequence[Step]) -> tuple[Block, ...]:

@@ -326,6 +326,10 @@ class Decision:
     refused: dict[str, str]
 
 
+_READ_AGAIN = 20
+"""Multiply-adds in whose time an output is written, and read again to be pooled."""
+
+
 def taken(
     operator: str, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int,
     dtype: np.dtype, precision: Precision,
@@ -340,6 +344,37 @@ def _taken(
     dtype: np.dtype, precision: Precision, *state: Any,
 ) -> Algorithm:  # fmt: skip
     return _decide(Problem(operator, x_shape, weight_shape, window, groups, dtype.name), precision, *state).taken
+
+
+def taken_with(
+    rectified: bool, pooled: bool, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int,
+    precision: Precision,
+) -> Algorithm | None:  # fmt: skip
+    """The algorithm for a convolution of float32 that is rectified or pooled by twos; None if none can do it in place.
+
+    It is the one that is taken for the convolution alone, unless another spares a walk through memory.
+    """
+    return _taken_with(
+        rectified, pooled, x_shape, weight_shape, window, groups, precision, threads(), limit(), plans()
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def _taken_with(
+    rectified: bool, pooled: bool, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], window: Window, groups: int,
+    precision: Precision, *state: Any,
+) -> Algorithm | None:  # fmt: skip
+    problem = Problem("conv2d", x_shape, weight_shape, window, groups, "float32")
+    decision = _decide(problem, precision, *state)
+
+    def cost(each: Algorithm) -> float:
+        again = pooled and not each.pooled
+        return decision.costs[each.name] + again * _READ_AGAIN * problem.sums
+
+    able = [each for each in decision.allowed.values() if each.rectified or not rectified]
+    if decision.taken in able and (decision.taken.pooled or not pooled):
+        return decision.taken
+    return min(able, key=cost, default=None)
 
 
 def decide(problem: Problem, precision: Precision) -> Decision:

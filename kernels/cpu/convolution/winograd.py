@@ -198,33 +198,42 @@ def _tiled(
 def _convolved(plan: Tiling, x: Any, weight: Any, turned: bool, bias: Any, y: Any, relu: bool) -> Any:
     """Fills y; which of its images are to be done again."""
     of_x, its = plan.x, plan.its
-    vectors = -(-its.filters // LANES)
-    last = vectors - (vectors - 1) // VECTORS * VECTORS
-    sums = functools.partial(multiply.address, pixels=its.pixels, pixel_step=4 * of_x.block)
-    # Compiled only if there are more channels than a chunk, or filters to turn around.
-    added = functools.partial(sums, accumulate=1) if its.chunk < of_x.channels else sums
-    turning = turned_weight_to_points.address(size=of_x.size) if turned else 0
-    routines = Routines(
-        clear.address(), claim_lines.address(), to_lanes.address(), input_to_points.address(size=of_x.size),
-        weight_to_points.address(size=of_x.size), turning, sums(vectors=VECTORS), sums(vectors=last),
-        added(vectors=VECTORS), added(vectors=last), points_to_output.address(size=of_x.size),
-        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not its.winners)),
-    )  # fmt: skip
-    starts = np.zeros((of_x.groups, vectors * LANES), np.float32)
+    starts = np.zeros((of_x.groups, -(-its.filters // LANES) * LANES), np.float32)
     if bias is not None:
         starts[:, : its.filters] = bias.reshape(of_x.groups, its.filters)
-    offsets, zeros, broken = (
-        4 * np.arange(of_x.block),
-        np.zeros(VECTORS * LANES, np.float32),
-        np.zeros(len(x), np.bool_),
+    routines = _routines(
+        of_x.size, of_x.block, its.pixels, its.filters, its.chunk < of_x.channels, turned, relu, bool(its.winners)
     )
+    broken = np.zeros(len(x), np.bool_)
     batches, groups = -(-of_x.units // of_x.together), of_x.groups
     cost = of_x.together * of_x.across * its.filters * of_x.channels * plan.points
     with borrowed(plan.shared + threads() * sum(plan.scratch)) as memory:
-        constants = memory, plan.shared, plan.scratch, starts, zeros, offsets
+        constants = memory, plan.shared, plan.scratch, starts, _ZEROS, _OFFSETS
         arguments = x, weight, turned, y, broken, *constants, of_x, its, routines
         if plan.by_panels:
             launch(by_panels, batches, groups * cost // 32, threads(), *arguments)
         else:
             share(by_tiles, groups * batches, cost, *arguments)
     return np.flatnonzero(broken)
+
+
+_ZEROS, _OFFSETS = np.zeros(VECTORS * LANES, np.float32), 4 * np.arange(VECTORS * LANES)
+"""What products start from, and where the channels of a tile stand."""
+
+
+@functools.cache
+def _routines(
+    size: int, block: int, pixels: int, filters: int, in_chunks: bool, turned: bool, relu: bool, pooled: bool
+) -> Routines:
+    vectors = -(-filters // LANES)
+    last = vectors - (vectors - 1) // VECTORS * VECTORS
+    sums = functools.partial(multiply.address, pixels=pixels, pixel_step=4 * block)
+    # Compiled only if there are more channels than a chunk, or filters to turn around.
+    added = functools.partial(sums, accumulate=1) if in_chunks else sums
+    turning = turned_weight_to_points.address(size=size) if turned else 0
+    return Routines(
+        clear.address(), claim_lines.address(), to_lanes.address(), input_to_points.address(size=size),
+        weight_to_points.address(size=size), turning, sums(vectors=VECTORS), sums(vectors=last),
+        added(vectors=VECTORS), added(vectors=last), points_to_output.address(size=size),
+        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not pooled)),
+    )  # fmt: skip
