@@ -190,8 +190,15 @@ def _planned(
 
 def as_long_rows(window: Window, x_shape: tuple[int, ...]) -> tuple[int, ...]:
     """For a window of one pixel, which does not care where a row ends: the image with several of its rows as one."""
-    n, c, h, w = x_shape
-    if window != Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)):
-        return n, c, h, w
+    return long_rows(x_shape) if window == _ONE_PIXEL else x_shape
+
+
+@functools.lru_cache(maxsize=256)
+def long_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """An image with several of its rows as one."""
+    n, c, h, w = shape
     together = max([1, *(rows for rows in range(1, h + 1) if h % rows == 0 and rows * w <= _LONG_ROW)])
     return n, c, h // together, w * together
+
+
+_ONE_PIXEL = Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
