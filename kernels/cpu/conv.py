@@ -58,7 +58,8 @@ def conv2d_dweight(
 def conv2d_dbias(dy: Any) -> Any:
     """Parallel over filters; columns are summed apart, images and rows in rising order, then added from left to right.
 
-    Several short rows are one long row in this. Accumulates in the arrays' type. Any layout; one that is not row-major is copied first.
+    Several short rows are one long row in this. Accumulates in the arrays' type. Any layout; one that is not row-major
+    is copied first.
     """
     dbias = np.empty(dy.shape[1], dy.dtype.newbyteorder("="))
     launch(_conv2d_dbias, len(dbias), dy[:, :1].size, ready(dy).reshape(long_rows(dy.shape)), dbias)
