@@ -128,16 +128,8 @@ def _convolve(
 ):  # fmt: skip
     """The weights are packed before the first task."""
     if counter[0] == 0:
-        _pack(
-            workers,
-            np.zeros(1, np.int64),
-            sweep.groups * -(-sweep.filters // LANES),
-            weight,
-            packing,
-            sweep,
-            memory,
-            routines,
-        )
+        vectors = sweep.groups * -(-sweep.filters // LANES)
+        _pack(workers, np.zeros(1, np.int64), vectors, weight, packing, sweep, memory, routines)
     _sweep(workers, counter, last, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep, routines)
 
 
