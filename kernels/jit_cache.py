@@ -6,15 +6,21 @@ loaded: nobody but the owner may write there.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
+import pickle
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import llvmlite
 import numba
+
+from .files import write_whole
 
 _SOURCES = Path(__file__).parent
 _DAYS_UNUSED = 30
@@ -65,6 +71,32 @@ def private_cache() -> Iterator[None]:
 def is_caching() -> bool:
     """Whether functions that are decorated now have a folder to be cached in."""
     return bool(numba.config.CACHE_DIR)
+
+
+def kept_library(name: str, codegen: Any, compiled: Callable[[], Any]) -> Any:
+    """The machine code that a run before left in `cache_folder()` by this name, else `compiled()`, which is left there.
+
+    What is not as it was written is compiled anew.
+    """
+    folder = _folder()
+    if folder is None:
+        return compiled()
+    key = name, codegen.magic_tuple(), numba.__version__, llvmlite.__version__
+    file = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.library"
+    try:
+        seal, state = file.read_bytes().split(b"\n", 1)
+        if hashlib.sha256(state).hexdigest().encode() == seal:
+            return codegen.unserialize_library(pickle.loads(state))
+    except (OSError, ValueError):  # Not there, or not whole.
+        pass
+    library = compiled()
+    state = pickle.dumps(library.serialize_using_object_code())
+    with contextlib.suppress(OSError):
+        write_whole(file, hashlib.sha256(state).hexdigest().encode() + b"\n" + state)
+    return library
+
+
+_folder = functools.cache(cache_folder)
 
 
 def _is_private(folder: Path) -> bool:

@@ -1,8 +1,9 @@
 """The words that micro-kernels are written in: vectors of float32 in LLVM's own language, compiled for this processor.
 
 `@micro_kernel` makes a family of machine routines from a function that writes them out: its positional parameters are
-addresses and counts at run time, its keywords are constants of one member, compiled when first asked for, in
-hundredths of a second. Jitted code calls a member by its address, so nothing is inlined and nothing compiled twice.
+addresses and counts at run time, its keywords are constants of one member. A member is compiled when first asked for,
+in hundredths of a second, and kept on disk. Jitted code calls it by its address, so nothing is inlined and nothing
+compiled twice.
 """
 
 import contextlib
@@ -16,6 +17,8 @@ from numba.core import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+
+from kernelproof.kernels.jit_cache import kept_library
 
 FLOAT, INT, INT32, BIT = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(1)
 
@@ -224,22 +227,32 @@ class MicroKernel:
         self.parameters = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
         self.address = functools.cache(self._compile)
 
-    def write(self, module: ir.Module, lanes: int, **constants: int) -> str:
-        """Write a member into an IR module; its name there."""
-        name = "_".join([self.body.__name__, *(f"{key}{value}" for key, value in sorted(constants.items()))])
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [INT] * len(self.parameters)), name)
+    def name(self, **constants: int) -> str:
+        """What a member is called."""
+        return "_".join([self.body.__name__, *(f"{key}{value}" for key, value in sorted(constants.items()))])
+
+    def write(self, module: ir.Module, lanes: int, **constants: int) -> None:
+        """Write a member into an IR module."""
+        kind = ir.FunctionType(ir.VoidType(), [INT] * len(self.parameters))
+        function = ir.Function(module, kind, self.name(**constants))
         builder = ir.IRBuilder(function.append_basic_block())
         self.body(Words(builder, lanes), *function.args, **constants)
         builder.ret_void()
-        return name
 
     @global_compiler_lock
     def _compile(self, **constants: int) -> int:
-        library = cpu_target.target_context.codegen().create_library(self.body.__name__)
-        module = library.create_ir_module(self.body.__name__)
-        name = self.write(module, LANES, **constants)
-        library.add_ir_module(module)
-        library.finalize()
+        name, codegen = self.name(**constants), cpu_target.target_context.codegen()
+
+        def compiled() -> Any:
+            library = codegen.create_library(name)
+            library.enable_object_caching()
+            module = library.create_ir_module(name)
+            self.write(module, LANES, **constants)
+            library.add_ir_module(module)
+            library.finalize()
+            return library
+
+        library = kept_library(f"{self.body.__module__}.{name}", codegen, compiled)
         _libraries.append(library)
         return library.get_pointer_to_function(name)
 

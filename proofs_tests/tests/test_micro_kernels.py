@@ -1,16 +1,19 @@
 """The micro-kernels beyond this machine: AVX2 holds the laws too, NEON compiles, and no tile spills its registers."""
 
+import ctypes
 import os
 import re
 import subprocess
 import sys
 
 import llvmlite.binding as llvm
+import numpy as np
 import pytest
 from llvmlite import ir
 
-from kernelproof.kernels.cpu.micro_kernels import TILES, multiply
-from kernelproof.kernels.cpu.vectors import LANES
+from kernelproof.kernels import jit_cache
+from kernelproof.kernels.cpu.micro_kernels import TILES, clear, multiply
+from kernelproof.kernels.cpu.vectors import LANES, MicroKernel
 
 TARGETS = {
     16: ("x86_64-unknown-linux-gnu", "skylake-avx512", "-prefer-256-bit", r"zmm\d+"),
@@ -73,3 +76,35 @@ def test_algorithms_hold_their_laws_on_avx2(tmp_path) -> None:
     command = [sys.executable, "-c", LAWS_ON_AVX2]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.stdout == "held\n", result.stderr
+
+
+def test_a_routine_is_kept_and_compiled_anew_where_what_was_kept_is_damaged(tmp_path, monkeypatch) -> None:
+    written: list[str] = []
+    write = MicroKernel.write
+    monkeypatch.setattr(jit_cache, "_folder", lambda: tmp_path)
+
+    def counted(kernel: MicroKernel, *args, **constants) -> None:  # type: ignore[no-untyped-def]
+        written.append(kernel.name(**constants))
+        write(kernel, *args, **constants)
+
+    monkeypatch.setattr(MicroKernel, "write", counted)
+
+    def clears() -> bool:
+        array = np.ones(LANES + 3, np.float32)
+        routine = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(MicroKernel(clear.body).address())
+        routine(array.ctypes.data, LANES + 1)
+        return array.tolist() == [0.0] * (LANES + 1) + [1.0] * 2
+
+    assert clears()
+    assert clears()
+    assert len(written) == 1
+    (kept,) = tmp_path.iterdir()
+    for damage in (kept.read_bytes()[:-1], b"", b"\n"):
+        kept.write_bytes(damage)
+        written.clear()
+        assert clears()
+        assert clears()
+        assert len(written) == 1
+    monkeypatch.setattr(jit_cache, "_folder", lambda: None)
+    assert clears()
+    assert len(written) == 2
