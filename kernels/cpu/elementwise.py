@@ -9,6 +9,7 @@ import numpy as np
 from numba import prange
 
 from .launch import parallel, share
+from .row_vectors import AHEAD
 from .vectors import Words, call, micro_kernel, take
 from .workspace import empty
 
@@ -59,7 +60,11 @@ def _each(words: Words, addresses: Any, count: Any, arrays: int, made: int, past
             store(vector, words.at(place, offset))
 
     with words.loop(whole) as loop:
-        vectors(words.times(loop.index, words.size), words.load, words.store_past if past else words.store)
+        offset = words.times(loop.index, words.size)
+        # Where results are too large for the caches, what they are made of is asked for early.
+        for place in places[:arrays] if past else ():
+            words.prefetch(words.at(words.at(place, offset), AHEAD))
+        vectors(offset, words.load, words.store_past if past else words.store)
     valid = words.first(left)
     vectors(
         words.times(whole, words.size),
