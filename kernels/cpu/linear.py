@@ -8,9 +8,16 @@ from numba import prange
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
-from . import matrix
+from . import dot_products, matrix
 from .launch import add_scaled, launch, parallel, ready, serial
+from .micro_kernels import PIXELS, VECTORS
 from .vectors import LANES
+
+_MANY = 4 * PIXELS
+"""Images that are worth turning the weights for."""
+
+_LARGE = 2**18
+"""Floats of turned weights that caches do not hold while they serve many images."""
 
 _COLUMNS = 64
 """Columns in one task of linear_dbias: whole cache lines, so no two threads write to the same one."""
@@ -21,10 +28,13 @@ def linear(x: Any, weight: Any, bias: Any) -> Any:
     """Parallel over images; features in rising order, bias last, accumulated in the arrays' type.
 
     Any layout; weight is transposed into a copy unless its memory is column-major already. In float32 the order is that
-    of matrix.transposed, which copies nothing.
+    of dot_products.transposed or, for many images, of matrix.product with the weights turned.
     """
     if x.dtype.newbyteorder("=") == np.float32 and x.size and weight.size:
-        return matrix.transposed(x, weight, bias)
+        panel = VECTORS * LANES
+        if len(x) >= _MANY and len(weight) >= panel and panel * weight.shape[1] <= _LARGE:
+            return matrix.product(x, weight, of_columns=True, bias=bias)
+        return dot_products.transposed(x, weight, bias)
     y = np.empty((len(x), len(weight)), x.dtype.newbyteorder("="))
     bias = np.zeros(len(weight), y.dtype) if bias is None else bias
     launch(_linear, len(x), weight.size, ready(x), ready(weight.T), ready(bias), y)
@@ -38,7 +48,7 @@ def linear_dx(dy: Any, weight: Any) -> Any:
     Any layout; one that is not row-major is copied first.
     """
     if dy.dtype.newbyteorder("=") == np.float32 and dy.size and weight.shape[1] >= LANES:
-        return matrix.product(dy, weight, is_transposed=False)
+        return matrix.product(dy, weight)
     dx = np.zeros((len(dy), weight.shape[1]), dy.dtype.newbyteorder("="))
     launch(_linear_dx, len(dy), weight.size, ready(dy), ready(weight), dx)
     return dx
@@ -51,7 +61,7 @@ def linear_dweight(dy: Any, x: Any) -> Any:
     Any layout; x that is not row-major is copied first, and dy is transposed into a copy.
     """
     if dy.dtype.newbyteorder("=") == np.float32 and dy.size and x.shape[1] >= LANES:
-        return matrix.product(dy, x, is_transposed=True)
+        return matrix.product(dy, x, of_rows=False)
     dweight = np.zeros((dy.shape[1], x.shape[1]), dy.dtype.newbyteorder("="))
     # The same sum as dx[k,c] = sum_n dy.T[k,n] * x[n,c].
     launch(_linear_dx, dy.shape[1], x.size, ready(dy.T), ready(x), dweight)
