@@ -14,26 +14,20 @@ import argparse
 import ast
 import difflib
 import hashlib
-import importlib
 import json
-import multiprocessing
-import os
 import random
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import cosmic_ray.ast
 import cosmic_ray.mutating
 from cosmic_ray.plugins import get_operator, operator_names
+from laboratory import Laboratory, Tests
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "mutants.md"
@@ -48,7 +42,7 @@ KERNELS = "test_laws.py", "test_algorithms.py", "test_planner.py", "test_cpu_ker
 FAMILIES = {"linear": "linear", "pool": "pool", "relu": "relu", "training": "cross_entropy or sgd"}
 """What the CPU kernels' modules compute; the others are the convolution's."""
 
-TESTS: Mapping[str, tuple[Sequence[str], str]] = {
+TESTS: Mapping[str, Tests] = {
     "spec/relu.py": (SPEC, "relu and not cpu"),
     "spec/linear.py": (SPEC, "(linear or flatten) and not cpu"),
     "spec/pool.py": (SPEC, "pool and not cpu"),
@@ -70,7 +64,7 @@ TESTS: Mapping[str, tuple[Sequence[str], str]] = {
         for path in sorted((ROOT / "kernels" / "cpu").rglob("*.py"))
     },
 }  # fmt: skip
-"""The modules whose mutants are tried, and for each the tests, with a choice among them as pytest's -k."""
+"""The modules whose mutants are tried, and the tests of each."""
 
 ENOUGH = 0.98
 """The share of mutants that tests have to notice, of those that differ from the module."""
@@ -83,9 +77,6 @@ tests: operators and comparisons exchanged, numbers moved by one, conditions neg
 Annotations are left out, the type checker has them. {tried:,} of {every:,} mutants were tried, drawn at random.
 
 A mutant that does for every input what the module does is no fault; each kind is explained below."""
-
-HEAVY = ("beartype", "hypothesis", "jaxtyping", "numba", "numpy", "pytest")
-"""Imported once, before the process of each mutant is forked."""
 
 PATIENCE = 10
 """A mutant that takes so many times as long as the module itself, and a minute, will not end."""
@@ -178,99 +169,6 @@ def annotated(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
                 )
 
 
-class Laboratory:
-    """A copy of the project in which modules are changed and tested; use as a context manager."""
-
-    def __enter__(self) -> "Laboratory":
-        self._folder = tempfile.TemporaryDirectory(prefix="mutants-")
-        self.root = Path(self._folder.name) / "project"
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        for name in filter(None, listed.stdout.split("\0")):
-            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-            if (ROOT / name).exists():
-                shutil.copy2(ROOT / name, self.root / name, follow_symlinks=False)
-        for name in HEAVY:
-            importlib.import_module(name)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._folder.cleanup()
-
-    def test(self, module: str, source: str, time_limit: float | None) -> str:
-        """The test that fails when the module has this source, "" if none does."""
-        file = self.root / module
-        clean = file.read_bytes()
-        with tempfile.TemporaryDirectory() as cache:
-            try:
-                file.write_text(source)
-                return self._run(module, cache, time_limit)
-            finally:
-                file.write_bytes(clean)
-
-    def _run(self, module: str, cache: str, time_limit: float | None) -> str:
-        fork = multiprocessing.get_context("fork")
-        here, there = fork.Pipe(duplex=False)
-        child = fork.Process(target=_tests, args=(self.root, module, cache, there))
-        child.start()
-        there.close()
-        try:
-            if not here.poll(time_limit):
-                return "it does not end"
-            return here.recv()
-        except EOFError:
-            child.join()
-            return f"exit status {child.exitcode}"
-        finally:
-            child.kill()
-            child.join()
-
-
-class _FirstFailure:
-    """A pytest plugin: what failed first."""
-
-    name = ""
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed:
-            self.name = self.name or report.nodeid
-
-    def pytest_collectreport(self, report: Any) -> None:
-        if report.failed:
-            self.name = self.name or f"{report.nodeid}, when it is imported"
-
-
-def _tests(root: Path, module: str, cache: str, answer: Any) -> None:
-    """In a process of its own: the module's tests until one fails."""
-    os.chdir(root)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
-    links = str(root / "_typing")
-    sys.path.insert(0, links)
-    # Two versions of a module in one second would have one date, and so one file of byte code.
-    sys.dont_write_bytecode = True
-    os.environ |= {"PYTHONPATH": links, "PYTHONDONTWRITEBYTECODE": "1"}
-    if module.startswith("kernels/"):
-        os.environ["XDG_CACHE_HOME"] = cache  # Kernels are compiled anew.
-    import pytest
-
-    files, choice = TESTS[module]
-    first = _FirstFailure()
-    paths = [str(root / "proofs_tests" / "tests" / name) for name in files]
-    status = pytest.main(
-        ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "-k", choice, *paths], plugins=[first]
-    )
-    package = importlib.import_module("kernelproof")
-    if not str(package.__file__).startswith(str(root)):
-        raise ImportError(f"{package.__file__} was tested, and not the copy in {root}")
-    other = "it cannot be imported" if status == pytest.ExitCode.USAGE_ERROR else f"pytest's exit status {int(status)}"
-    answer.send(first.name or ("" if status == 0 else other))
-    os._exit(0)
-
-
 def key_of(module: str) -> str:
     """Names the source of a module and of its tests."""
     names, choice = TESTS[module]
@@ -305,20 +203,20 @@ def run(modules: Iterable[str], sample: int | None, seed: int) -> None:
     """Try the mutants that are not tried yet."""
     known = kept()
     KEPT.parent.mkdir(exist_ok=True)
-    with Laboratory() as laboratory, KEPT.open("a") as file:
+    with Laboratory(ROOT) as laboratory, KEPT.open("a") as file:
         for module in modules:
             key, clean = key_of(module), (ROOT / module).read_text()
             left = [mutant for mutant in chosen(module, sample, seed) if (key, mutant) not in known]
             if not left:
                 continue
             started = time.perf_counter()
-            if broken := laboratory.test(module, clean, None):
+            if broken := laboratory.test(module, clean, TESTS[module], None):
                 raise SystemExit(f"{module}: {broken} fails without any mutant")
             time_limit = 60 + PATIENCE * (time.perf_counter() - started)
             for number, mutant in enumerate(left, 1):
                 source = cosmic_ray.mutating.mutate_code(clean, get_operator(mutant.operator)(), mutant.occurrence)
                 started = time.perf_counter()
-                killer = laboratory.test(module, source, time_limit)
+                killer = laboratory.test(module, source, TESTS[module], time_limit)
                 seconds = time.perf_counter() - started
                 fate = Fate(key, mutant, *changed_line(clean, source), killer, round(seconds, 2))
                 file.write(json.dumps(asdict(fate)) + "\n")
