@@ -109,6 +109,13 @@ def test_a_batch_may_be_empty(operator: str) -> None:
     assert 0 in each(operator, lambda problem: problem.shapes["x"][:1] and problem.shapes["x"][0])
 
 
+@pytest.mark.parametrize("operator", ["max_pool2d", "flatten"])
+def test_a_batch_is_mostly_of_several_and_never_of_more_than_five(operator: str) -> None:
+    batches = [problem.shapes["x"][0] for problem in drawn(operator)]
+    assert set(batches) == set(range(6))
+    assert sum(batch > 1 for batch in batches) > 0.7 * len(batches)
+
+
 def test_no_padding_is_negative() -> None:
     for operator in ("conv2d", "max_pool2d"):
         assert min(side for problem in drawn(operator) for side in sides(problem)) == 0
@@ -124,6 +131,7 @@ def test_wide_rows_stand_on_both_sides_of_one_register_tile_and_of_two() -> None
 
 def test_another_draw_is_another_seed() -> None:
     problem = linear("whole", seed=5)
+    assert linear("whole").redrawn(0).seed == 0
     assert [problem.redrawn(draw).seed for draw in range(4)] == [5, 5 + 2**16, 5 + 2 * 2**16, 5 + 3 * 2**16]
 
 
