@@ -4,6 +4,7 @@ Nothing is copied or padded: a vector of windows that reaches over an edge reads
 in docs/cpu.md.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,9 @@ def max_pool2d_dx(dy: Any, x: Any, window: Window) -> Any:
         planes = ready(dy).reshape(n * c, p, q), ready(x).reshape(n * c, h, w), dx.reshape(n * c, h, w)
         launch(_max_pool2d_dx, n * c, _cost(window, p * q), *planes, reads(window, (h, w)))
         return dx
-    plan, arrays, far = plan_of(window, x.shape, True), (ready(dy), ready(x), dx), _is_far(x, dx)
+    core, plan, *how = _gradient(window, x.shape, x.size + dx.size >= _LARGE)
     cost = _MEMORY * _cost(window, dy.size // max(1, plan.planes))
-    if window == HALVES and h % 2 == w % 2 == 0:
-        routines = np.array([unpool_halves.address(inner=inner, far=far) for inner in (0, 1)])
-        share(_unpool_halves, plan.planes, cost, *arrays, plan, routines)
-    else:
-        spread = spread_of(window, (plan.height, w))
-        routines = _routines(window, TAPS, plan, far)
-        share(_unpool, plan.planes, cost, *arrays, plan, routines, spread, spreading(window, spread, far))
+    share(core, plan.planes, cost, ready(dy), ready(x), dx, plan, *how)
     return dx
 
 
@@ -85,10 +80,9 @@ _UNROLLED = (2, 2), (3, 3)
 
 def pool(x: Any, y: Any, place: Any, window: Window, stored: int) -> None:
     """What is `stored` of all windows of x, in float32, into y and place; parallel over images and channels."""
-    # Indices count from the beginning of an image, so that is a plane.
-    plan = plan_of(window, x.shape, not stored & INDICES)
+    plan, routines = _forward(window, x.shape, stored, x.size + y.size >= _LARGE)
     cost = _MEMORY * _cost(window, y.size // max(1, plan.planes))
-    share(_pool, plan.planes, cost, ready(x), y, place, plan, _routines(window, stored, plan, _is_far(x, y)))
+    share(_pool, plan.planes, cost, ready(x), y, place, plan, routines)
 
 
 def spreading(window: Window, spread: Spread, far: bool) -> int:
@@ -110,22 +104,35 @@ def _is_fast(window: Window, dtype: Any) -> bool:
     return dtype == np.float32 and window.stride[1] <= 2 and window.dilation[1] == 1 and window.kernel[1] <= _MOST
 
 
-def _is_far(x: Any, y: Any) -> bool:
-    return x.size + y.size >= _LARGE
+@functools.lru_cache(maxsize=256)
+def _forward(window: Window, x_shape: tuple[int, ...], stored: int, far: bool) -> tuple[Plan, np.ndarray]:
+    """The plan, and the routines for windows of all rows and for those at an edge.
 
-
-def _routines(window: Window, stored: int, plan: Plan, far: bool) -> np.ndarray:
-    """For windows of all rows and for those at an edge, each where whole vectors may not be read and where they may."""
+    Each of them where whole vectors may not be read and where they may.
+    """
+    # Indices count from the beginning of an image, so that is a plane.
+    plan = plan_of(window, x_shape, not stored & INDICES)
     height = window.kernel[0] if window.kernel in _UNROLLED else 0
     is_used = plan.begin < plan.end, plan.end - plan.begin < len(plan.rows)
     is_inner = True, (plan.planes - 1) // 2 * plan.height * plan.width >= plan.reach
-    return np.array([
+    return plan, np.array([
         is_used[edge] and is_inner[inner] and pool_rows.address(
             height=0 if edge else height, columns=window.kernel[1], step=window.stride[1], stored=stored, inner=inner,
             padded=window.padding[1] != (0, 0) or window.ceil_mode, far=far and not edge,
         )
         for edge in (0, 1) for inner in (0, 1)
     ], np.int64)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _gradient(window: Window, x_shape: tuple[int, ...], far: bool) -> tuple[Any, ...]:
+    """The core, its plan, and what it takes beside that."""
+    if window == HALVES and x_shape[2] % 2 == x_shape[3] % 2 == 0:
+        routines = [unpool_halves.address(inner=inner, far=far) for inner in (0, 1)]
+        return _unpool_halves, plan_of(window, x_shape, True), np.array(routines)
+    plan, routines = _forward(window, x_shape, TAPS, far)
+    spread = spread_of(window, (plan.height, plan.width))
+    return _unpool, plan, routines, spread, spreading(window, spread, far)
 
 
 @parallel
