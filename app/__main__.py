@@ -6,6 +6,7 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130
+_interrupted = False
 
 
 def main() -> NoReturn:
@@ -18,7 +19,10 @@ def main() -> NoReturn:
         from kernelproof.command_line import run
 
         status = run()
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # Where Python swallows the interrupt, in a compiler's callback, what was called then fails otherwise.
+        if not (_interrupted or isinstance(error, KeyboardInterrupt)):
+            raise
         print("kernelproof: interrupted; nothing half-written was left behind.", file=sys.stderr)
         status = INTERRUPTED
     finally:
@@ -27,7 +31,11 @@ def main() -> NoReturn:
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    # Python swallows an exception that lands in a callback of the garbage collector, and hypothesis has one.
+    global _interrupted
+    _interrupted = True
+    # Python swallows an exception that lands in a callback, of which it tells: hypothesis has one of the garbage
+    # collector, numba has some of its compiler.
+    sys.unraisablehook = lambda _: None
     _again_in(0.5)
     raise KeyboardInterrupt
 
