@@ -25,7 +25,7 @@ every call. Of {taken:,} samples {rejected:,} were taken again because their thr
 {kept_late:,} kept although all their tries had. A multiply-add loop in the registers reaches {peak:.0f} GFLOP/s, a copy
 in memory {bandwidth:.0f} GB/s.
 
-torch's page faults and GNU OpenMP's sleep are tuned away, for all: {settings}.
+torch's page faults are tuned away, for all: {settings}.
 {wrong}"""
 
 
