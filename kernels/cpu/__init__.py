@@ -1,6 +1,8 @@
-"""The operators on all cores of the CPU, compiled by numba: plain and right.
+"""The operators on all cores of the CPU, compiled by numba.
 
-Every output element is summed by one thread in a fixed order, so the bits do not depend on the number of threads.
+Files that are called as operators hold their entries; `convolution` has every way to compute one, and planner.py
+chooses. Beneath: the words of micro-kernels (vectors.py), micro-kernels, threads (launch.py), memory (workspace.py).
+Every sum has a fixed order, so the bits do not depend on the number of threads.
 """
 
 from kernelproof.kernels.jit_cache import private_cache
