@@ -8,7 +8,7 @@ import pytest
 
 from kernelproof import kernels, spec
 from kernelproof.kernels.cpu import elementwise
-from kernelproof.kernels.cpu.convolution import depthwise, pixel_vectors
+from kernelproof.kernels.cpu.convolution import depthwise, pixel_gradient, pixel_vectors
 from kernelproof.proofs.bounds import rounding_bound
 from kernelproof.proofs.problems import Problem
 from kernelproof.spec import Window
@@ -74,6 +74,16 @@ def test_pixel_vectors_at_the_edges_of_their_tiles(width: int, window: Window):
     for height, channels, filters in itertools.product((13, 14, 15), (1, 3), (1, 2, 7)):
         shapes = (2, 2 * channels, height, width), (2 * filters, channels, *window.kernel)
         for came, right in products(pixel_vectors, ("conv2d", "conv2d_dx"), *shapes, window, 2):
+            assert np.array_equal(came, right)
+
+
+@pytest.mark.parametrize("window", GEOMETRIES)
+@pytest.mark.parametrize("width", [17, 49])
+@pytest.mark.parametrize("filters", [19, 41])
+def test_pixel_vectors_at_the_edges_of_their_blocks(filters: int, width: int, window: Window):
+    shapes = (2, 6, 14, width), (2 * filters, 3, *window.kernel)
+    for module, operators in ((pixel_vectors, ("conv2d", "conv2d_dx")), (pixel_gradient, ("conv2d_dweight",))):
+        for came, right in products(module, operators, *shapes, window, 2):
             assert np.array_equal(came, right)
 
 
