@@ -238,24 +238,25 @@ def sgd(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any],
 @st.composite
 def _any_shape(draw: st.DrawFn) -> Shape:
     # Mostly rows of several elements: a single one is zero too often to prove anything.
-    if draw(st.sampled_from((False, False, False, False, False, True))):
-        return ()
-    if draw(st.integers(0, 15)) == 15:
-        # Past what kernels hand to one task, or a GPU to one block of threads.
-        return (LONG,)
+    match draw(st.sampled_from(("rows", "rows", "rows", "rows", "rows", "rows", "one", "long"))):
+        case "one":
+            return ()
+        case "long":
+            # Past what kernels hand to one task, or a GPU to one block of threads.
+            return (LONG,)
     return (*draw(st.lists(_batch, max_size=3)), draw(st.one_of(st.integers(4, 10), st.sampled_from(TILES))))
 
 
-def _fitting(draw: st.DrawFn, window: Window, axis: int) -> int:
-    """An input size that the window fits, from the smallest legal one upward."""
-    return max(1, window.extent(axis) - sum(window.padding[axis])) + draw(st.integers(0, 5))
+def _fitting(draw: st.DrawFn, window: Window, axis: int, outputs: int = 1, spare: int = 5) -> int:
+    """An input size at which the window takes so many positions, the smallest legal one or up to `spare` above it."""
+    least = (outputs - 1) * window.stride[axis] + window.extent(axis) - sum(window.padding[axis])
+    return max(1, least) + draw(st.integers(0, spare))
 
 
 def _across(draw: st.DrawFn, window: Window) -> int:
     """A width across which the window takes as many steps as there are columns in several register tiles."""
-    columns, (_, stride) = draw(st.sampled_from(WIDE)), window.stride
-    least = (columns - 1) * stride + window.extent(1) - sum(window.padding[1])
-    return max(1, least) + draw(st.integers(0, stride - 1))
+    _, stride = window.stride
+    return _fitting(draw, window, 1, draw(st.sampled_from(WIDE)), stride - 1)
 
 
 STRATEGIES: Mapping[str, Callable[[str], st.SearchStrategy[Any]]] = {

@@ -96,6 +96,8 @@ def test_a_convolution_in_five_has_wide_rows_of_few_or_many_filters_or_channels(
     channels = {problem.shapes["weight"][1] for problem in wide}
     assert filters | channels == {1, 2, 3, *TILES[3:9]}
     assert min(max(filters), max(channels)) > 16
+    # A second image: where a kernel forgets to move on to it, one alone tells nothing.
+    assert {problem.shapes["x"][0] for problem in wide} == {0, 1, 2}
 
 
 def test_a_pooling_in_three_has_wide_rows() -> None:
