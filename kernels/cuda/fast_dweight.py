@@ -1,4 +1,7 @@
-"""The weight gradient on Hopper's tensor cores: its plan, what is launched, and what is computed again."""
+"""The weight gradient on Hopper's tensor cores: its plan, what is launched, and what is computed again.
+
+Groups with few channels go to direct.py, those with many to wide_dweight.py; what neither serves is plain.
+"""
 
 import functools
 import math
@@ -8,7 +11,7 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
-from . import fast_direct, weight_gradient
+from . import fast_direct, weight_gradient, wide_dweight
 from .arrays import DeviceArray
 from .conv_elements import weight_gradient_of
 from .driver import Kernel, fill_with_zeros, multiprocessors
@@ -47,8 +50,6 @@ def plan(
 ) -> Plan | None:
     """How the tensor cores compute this gradient; None if they do not."""
     (_, channels, column, row), filters = dweight.shape, dweight.shape[0] // groups
-    if 0 in dweight.shape or min(math.prod(x.shape[2:]), math.prod(dy.shape[2:])) * x.shape[0] < LEAST_PIXELS:
-        return None
     apart = window.stride[1] > 1 and window.dilation[1] > 1  # Then every tap is a phase of its own.
     phases = row if apart else min(window.stride[1], row)
     across = -(-row // phases)
@@ -162,7 +163,14 @@ def conv2d_dweight(
     if serves(x) and fast_direct.serves_gradient(x, dy, dweight, groups):
         fast_direct.weight_gradient(dy, x, dweight, window, groups)
         return True
-    it = plan(dy, x, dweight, window, groups, precision) if serves(x) else None
+    pixels = x.shape[0] * min(math.prod(x.shape[2:]), math.prod(dy.shape[2:]))
+    if not serves(x) or pixels < LEAST_PIXELS or dweight.size == 0:
+        return False
+    wide = wide_dweight.plan(dy, x, dweight, window, groups, ARITHMETIC_OF[precision], multiprocessors(x.place.device))
+    if wide is not None:
+        wide_dweight.launch(dy, x, dweight, window, groups, wide)
+        return True
+    it = plan(dy, x, dweight, window, groups, precision)
     if it is None:
         return False
     stream, g = x.place.stream, it.geometry

@@ -102,14 +102,14 @@ def strange(builder: Any, value: Any, lowest: float, highest: float) -> Any:
     return wrong
 
 
-def splitter(arithmetic: Arithmetic, lowest: float, space: int = SHARED) -> Any:
-    """`store_split(values, address, part_step, group_step) -> int32`: sixteen values of one pixel or filter, split, to
+def splitter(arithmetic: Arithmetic, lowest: float, space: int = SHARED, count: int = CHANNELS) -> Any:
+    """`store_split(values, address, part_step, group_step) -> int32`: `count` values of one pixel or filter, split, to
     memory in units of 16 bytes; the steps are in bytes. Not zero if a value was not ordinary."""
     address = types.int32 if space == SHARED else types.int64
 
     def generate(builder: Any, arguments: list[Any]) -> Any:
         values, address, part_step, group_step = arguments
-        values = unpacked(builder, values, CHANNELS)
+        values = unpacked(builder, values, count)
         wrong = [strange(builder, value, lowest, arithmetic.highest) for value in values]
         while len(wrong) > 1:
             wrong = [builder.or_(a, b) for a, b in zip(wrong[::2], wrong[1::2], strict=True)]
@@ -121,20 +121,26 @@ def splitter(arithmetic: Arithmetic, lowest: float, space: int = SHARED) -> Any:
             address = builder.add(address, part_step)
         return builder.zext(wrong[0], I32)
 
-    values = types.UniTuple(types.float32, CHANNELS)
+    values = types.UniTuple(types.float32, count)
     return device_function(types.int32(values, address, address, address), generate)
 
 
-def _gather(builder: Any, arguments: list[Any]) -> list[Any]:
+def gatherer(count: int) -> Any:
+    """`gather(address, step, some)`: `count` floats of device memory, `step` bytes apart; zeros from `some` on."""
+    address, step, some = (f"${count + i}" for i in range(3))
     text = ["{ .reg .pred p; .reg .b64 at;"]
-    for i in range(CHANNELS):
-        text.append(f"setp.gt.s32 p, $18, {i}; mov.b32 ${i}, 0; mad.wide.s32 at, $17, {i}, $16;")
+    for i in range(count):
+        text.append(f"setp.gt.s32 p, {some}, {i}; mov.b32 ${i}, 0; mad.wide.s32 at, {step}, {i}, {address};")
         text.append(f"@p ld.global.nc.f32 ${i}, [at];")
     # Early-clobber results: the operands are read after the first of them are written.
-    constraints = ",".join(["=&f"] * CHANNELS + ["l", "r", "r"])
-    function = ir.FunctionType(ir.LiteralStructType([F32] * CHANNELS), [I64, I32, I32])
-    assembly = ir.InlineAsm(function, "\n".join([*text, "}"]), constraints, side_effect=True)
-    return unpacked(builder, builder.call(assembly, arguments), CHANNELS)
+    constraints = ",".join(["=&f"] * count + ["l", "r", "r"])
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        function = ir.FunctionType(ir.LiteralStructType([F32] * count), [I64, I32, I32])
+        assembly = ir.InlineAsm(function, "\n".join([*text, "}"]), constraints, side_effect=True)
+        return unpacked(builder, builder.call(assembly, arguments), count)
+
+    return device_function(types.UniTuple(types.float32, count)(types.int64, types.int32, types.int32), generate)
 
 
 def _scatter(builder: Any, arguments: list[Any]) -> None:
@@ -175,8 +181,7 @@ def _greatest(builder: Any, arguments: list[Any]) -> Any:
 
 
 SIXTEEN = types.UniTuple(types.float32, CHANNELS)
-gather = device_function(SIXTEEN(types.int64, types.int32, types.int32), _gather)
-"""`gather(address, step, count)`: sixteen floats of device memory, `step` bytes apart; zeros from `count` on."""
+gather = gatherer(CHANNELS)
 scatter = device_function(types.void(SIXTEEN, types.int64, types.int64, types.int32), _scatter)
 """`scatter(values, address, step, count)`: the first `count` to device memory, `step` bytes apart."""
 scale = device_function(SIXTEEN(SIXTEEN, types.float32), _scale)

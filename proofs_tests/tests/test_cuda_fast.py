@@ -28,7 +28,7 @@ pytestmark = [
 
 NAMES = (
     "again", "elementwise", "fast_conv", "fast_direct", "fast_dweight", "few_outputs", "implicit_gemm", "plan",
-    "pool_by_twos",
+    "pool_by_twos", "wide_dweight", "wide_gradient",
 )  # fmt: skip
 
 
@@ -61,8 +61,12 @@ def fast_kernels() -> Iterator[Any]:
     for key in (("strict", 3, True), ("strict", 1, False), ("bf16x3", 2, False), ("bf16", 3, False)):
         for kernel in m.fast_dweight._kernels(*key):
             yield pytest.param(kernel, 0, id=kernel.name)
+    for key in (("strict", 3), ("strict", 1), ("bf16x3", 3), ("bf16", 1)):
+        for kernel in m.wide_dweight._kernels(*key):
+            yield pytest.param(kernel, 0, id=f"{kernel.name} of {key}")
     others = [
         m.fast_conv._greatest, m.again.output_again, m.again.input_gradient_again, m.fast_dweight.again,
+        m.wide_dweight.again,
         m.fast_direct._kernel("channels", 1, 3, 3, 4, 2), m.fast_direct._kernel("channels", 3, 3, 3, 1, 1),
         m.fast_direct._kernel("filters", 0, 3, 3), m.fast_direct._gradient_kernel(3, 3, 8), m.fast_direct._sum,
         *m.elementwise.KERNELS.values(), m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL, m.pool_by_twos._UNPOOL,
@@ -215,7 +219,6 @@ def test_phases_of_an_input_gradient_are_convolutions_of_dy(geometry: Any) -> No
 def test_tiles_of_a_weight_gradient_are_all_of_it_once(geometry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     m = modules()
     monkeypatch.setattr(m.fast_dweight, "multiprocessors", lambda device: 132)
-    monkeypatch.setattr(m.fast_dweight, "LEAST_PIXELS", 1)
     x, weight, window, groups = drawn(geometry)
     options = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": groups}
     dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
@@ -249,6 +252,70 @@ def test_tiles_of_a_weight_gradient_are_all_of_it_once(geometry: Any, monkeypatc
                 for slot in range(g.chunks * 96)
             )
     np.testing.assert_array_equal(came, right)
+
+
+WIDE = [
+    *GEOMETRIES,
+    ((2, 3, 9, 11), (4, 3, 5, 5), (1, 1), ((2, 2), (1, 3)), (1, 2), 1),
+    ((2, 3, 8, 7), (4, 3, 4, 3), (3, 1), ((1, 2), (1, 1)), (2, 2), 1),
+    ((1, 130, 4, 5), (66, 130, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((1, 140, 4, 5), (280, 70, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 2),
+]
+
+
+@pytest.mark.parametrize("geometry", WIDE, ids=str)
+def test_laid_out_operands_meet_in_a_wide_weight_gradient(geometry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    m = modules()
+    for least in ("LEAST_CHANNELS", "LEAST_OF_STRIDED"):
+        monkeypatch.setattr(m.wide_dweight, least, 1)
+    x, weight, window, groups = drawn(geometry)
+    options = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": groups}
+    dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
+    right = spec.conv2d_dweight(dy, x, weight.shape, **options)
+    it = m.wide_dweight.plan(*map(Strided, (dy, x, weight)), window, groups, "strict", 132)
+    g, came = it.geometry, np.full(right.shape, -999)
+    slots, warpgroups = m.wide_gradient.slots_of(it.taps), m.wide_gradient.warpgroups_of(it.taps)
+    assert it.shared <= 227 * 1024
+    assert slots % 16 == g.slots % 8 == 0
+    assert g.chunks * slots == g.y_slots
+    laid_x, laid_dy = laid_out(x, it.x), laid_out(dy, it.dy)
+    for tile, warpgroup in np.ndindex(it.tiles, warpgroups):
+        rest, row_block = divmod(tile, g.row_blocks)
+        rest, r = divmod(rest, g.rows)
+        rest, channel_block = divmod(rest, g.channel_blocks)
+        group, filter_block = divmod(rest, g.filter_blocks)
+        down, across = r * g.dilation_h, row_block * it.taps * g.dilation_w
+        phase = down % g.stride_h * g.phase_columns + across % g.stride_w
+        shift = down // g.stride_h * g.pitch + across // g.stride_w
+        apart = warpgroup * g.dilation_w if it.taps == 3 else 0
+        s = row_block * it.taps + (warpgroup if it.taps == 3 else 0)
+        # What a stage brings reaches from the first of eight slots to the last that any tap reads, and no further.
+        assert shift % 8 + apart + slots <= g.slots
+        assert (g.chunks - 1) * slots + shift // 8 * 8 + g.slots <= g.x_slots
+        k = filter_block * m.wide_gradient.filters_of(it.taps) + (warpgroup * 64 if it.taps == 1 else 0)
+        c = channel_block * 128
+        filters, channels = slice(k, min(k + 64, g.filters)), slice(c, min(c + 128, g.channels))
+        if s >= g.row or k >= g.filters:
+            continue
+        its_dy = laid_dy[0, group, : g.y_slots, filters]
+        its_x = laid_x[phase, group, shift + apart : shift + apart + g.y_slots, channels]
+        of_group = slice(group * g.filters + k, group * g.filters + filters.stop)
+        assert np.all(came[of_group, channels, r, s] == -999)
+        came[of_group, channels, r, s] = its_dy.T @ its_x
+    np.testing.assert_array_equal(came, right)
+
+
+def laid_out(x: np.ndarray, g: Any) -> np.ndarray:
+    """`[phase, group, slot, channel]`, as the kernel lays out an array."""
+    laid = np.zeros((g.phases, g.groups, g.slots, g.channels), np.int64)
+    for phase, group, slot in np.ndindex(*laid.shape[:3]):
+        a, b = divmod(phase, g.phase_columns)
+        row, column = divmod(slot, g.pitch)
+        n, row = divmod(row, g.rows)
+        h, w = row * g.stride_h + a - g.top, column * g.stride_w + b - g.left
+        if n < g.images and 0 <= h < g.height and 0 <= w < g.width:
+            laid[phase, group, slot] = x[n, group * g.channels : (group + 1) * g.channels, h, w]
+    return laid
 
 
 def test_division_is_exact_below_two_to_the_31() -> None:

@@ -1,0 +1,195 @@
+"""The weight gradient of wide layers: its plan, what is launched, and what is computed again."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from numba import cuda
+from numba.cuda import types
+
+from . import laid_out, wide_gradient
+from .arrays import DeviceArray
+from .conv_elements import weight_gradient_of
+from .driver import Kernel, fill_with_zeros, multiprocessors
+from .fast_conv import steps
+from .implicit_gemm import HEADER
+from .laid_out import BAND, UNIT, Layout
+from .launch import THREADS, position
+from .plan import SHARED_MEMORY, division, pitch_of
+from .tensor_core import ARITHMETIC
+from .wide_gradient import CHANNELS_OF_TILE, FILTERS, Geometry
+
+LEAST_CHANNELS, LEAST_OF_STRIDED, MOST_TAPS = 96, 64, 96
+"""Of a group, and as many filters: with fewer, much of a tile is empty. Strides make weight_gradient.py slower yet. As
+many taps as the shared memory in which shares are added holds."""
+
+
+ADDING = {3: 0.04, 1: 0.06}
+"""Stages that writing and adding a share of a tile takes, of one tap and of three."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The compiled kernel that serves a gradient, and its numbers."""
+
+    arithmetic: str
+    taps: int
+    geometry: Geometry
+    x: Layout
+    dy: Layout
+    shared: int
+
+    @property
+    def tiles(self) -> int:
+        g = self.geometry
+        return g.groups * g.filter_blocks * g.channel_blocks * g.rows * g.row_blocks
+
+    @property
+    def entries(self) -> int:
+        """Of a share."""
+        return self.tiles * wide_gradient.warpgroups_of(self.taps) * FILTERS * CHANNELS_OF_TILE
+
+    @property
+    def flags(self) -> int:
+        """Words of which each tells of eight channels or filters."""
+        return self.x.flags + self.dy.flags
+
+    @property
+    def offsets(self) -> tuple[int, int, int, int]:
+        """In bytes, where x and dy are laid out and the shares lie, behind the flags; the end."""
+        parts = ARITHMETIC[self.arithmetic].parts
+        x = -(-4 * self.flags // 128) * 128
+        dy = x + self.x.size(parts)
+        shares = dy + self.dy.size(parts)
+        return x, dy, shares, shares + 4 * self.entries * self.geometry.shares
+
+
+def plan(
+    dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, arithmetic: str, blocks: int
+) -> Plan | None:
+    """How this kernel computes a gradient on so many multiprocessors; None if it does not."""
+    (_, channels, rows_of_filter, row), filters = dweight.shape, dweight.shape[0] // groups
+    (stride_h, stride_w), (dilation_h, dilation_w) = window.stride, window.dilation
+    least = LEAST_OF_STRIDED if max(window.stride) > 1 and row > 1 else LEAST_CHANNELS
+    if min(channels, filters) < least or rows_of_filter * row > MOST_TAPS:
+        return None
+    taps = 3 if stride_w == 1 and row >= 3 else 1
+    row_blocks = -(-row // taps)
+    down, across = (rows_of_filter - 1) * dilation_h // stride_h, (row_blocks * taps - 1) * dilation_w // stride_w
+    phase_rows, phase_columns = (stride_h if rows_of_filter > 1 else 1), (stride_w if row > 1 else 1)
+    rows = pitch_of(x.shape[2], dy.shape[2], stride_h, window.padding[0][0], 1 + down, phase_rows - 1)
+    pitch = pitch_of(
+        x.shape[3], dy.shape[3], stride_w, window.padding[1][0], 1 + (row - 1) * dilation_w // stride_w,
+        phase_columns - 1,
+    )  # fmt: skip
+    together = wide_gradient.slots_of(taps)
+    chunks = -(-(((dy.shape[0] - 1) * rows + dy.shape[2] - 1) * pitch + dy.shape[3]) // together)
+    # A copy starts at one of eight slots, up to seven before the first that is read.
+    before = 0 if down * pitch + across == 0 else 7
+    slots = -(-(together + (taps - 1) * dilation_w + before) // 8) * 8
+    x_slots, y_slots = (chunks - 1) * together + (down * pitch + across) // 8 * 8 + slots, chunks * together
+    x_bytes, y_bytes = wide_gradient.stage_bytes(ARITHMETIC[arithmetic], taps, slots)
+    stages = min(4, (SHARED_MEMORY - HEADER) // (x_bytes + y_bytes))
+    x_bands, y_bands = -(-channels // BAND), -(-filters // BAND)
+    if stages < 2 or max(map(abs, (*steps(x), *steps(dy)))) >= 2**29 or x_slots >= 2**31:
+        return None
+    filter_blocks, channel_blocks = -(-filters // wide_gradient.filters_of(taps)), -(-channels // CHANNELS_OF_TILE)
+    shares = _shares(groups * filter_blocks * channel_blocks * rows_of_filter * row_blocks, chunks, taps, blocks)
+    geometry = Geometry(
+        channels, filters, groups, x_bands, y_bands, x_slots, y_slots, slots, pitch, *window.stride,
+        *window.dilation, phase_columns, filter_blocks, channel_blocks, rows_of_filter, row, row_blocks, chunks,
+        shares, stages,
+    )  # fmt: skip
+    rows_and_pitch = (rows, *division(rows), pitch, *division(pitch))
+    x_layout = Layout(
+        x.shape[0], channels, groups, *x.shape[2:], *steps(x), *window.stride, window.padding[0][0],
+        window.padding[1][0], *rows_and_pitch, phase_rows * phase_columns, phase_columns, x_bands, x_slots,
+    )  # fmt: skip
+    y_layout = Layout(
+        dy.shape[0], filters, groups, *dy.shape[2:], *steps(dy), 1, 1, 0, 0, *rows_and_pitch, 1, 1, y_bands, y_slots
+    )
+    it = Plan(arithmetic, taps, geometry, x_layout, y_layout, HEADER + stages * (x_bytes + y_bytes))
+    return it if it.entries < 2**29 and max(x_layout.blocks[1], y_layout.blocks[1]) < 2**16 else None
+
+
+def _shares(tiles: int, chunks: int, taps: int, blocks: int) -> int:
+    """Into how many shares to cut the slots, so that the multiprocessors' turns are short and full.
+
+    In stages: a turn has two more to begin and to end; writing and adding the shares of a tile take ADDING.
+    """
+    most = max(1, min(chunks, 4 * blocks // tiles))
+    return min(
+        range(1, most + 1),
+        key=lambda shares: -(-tiles * shares // blocks) * (-(-chunks // shares) + 2) + ADDING[taps] * tiles * shares,
+    )
+
+
+@functools.cache
+def _kernels(arithmetic: str, taps: int) -> tuple[Kernel, Kernel, Kernel]:
+    threads = 128 * (wide_gradient.warpgroups_of(taps) + 1)
+    return (
+        Kernel(f"lay out {arithmetic}", laid_out.kernel_of(arithmetic), laid_out.ARGUMENTS, laid_out.THREADS, "a"),
+        Kernel(
+            f"wide_gradient {arithmetic, taps}", wide_gradient.kernel_of(arithmetic, taps), wide_gradient.ARGUMENTS,
+            threads, "a", SHARED_MEMORY,
+        ),
+        Kernel(
+            f"wide_gradient reduce {taps}", wide_gradient.reduce_of(taps), wide_gradient.REDUCE, wide_gradient.REDUCERS,
+        ),
+    )  # fmt: skip
+
+
+def _again(dy, x, dweight, stride, padding, dilation, groups, flags, x_units, y_units):
+    """The plain weight gradient of every channel and filter that is flagged."""
+    partial = cuda.shared.array(THREADS, types.float32)
+    any_flag = 0
+    for i in range(cuda.threadIdx.x, flags.size, THREADS):
+        any_flag |= flags[i]
+    if cuda.syncthreads_or(any_flag) == 0:
+        return
+    filters = dweight.shape[0] // groups
+    for i in range(cuda.blockIdx.x, dweight.size, cuda.gridDim.x):
+        k, c, r, s = position(i, dweight.shape)
+        group, filter_ = divmod(k, filters)
+        flag = flags[group * x_units + c // UNIT]
+        flag |= flags[groups * x_units + group * y_units + filter_ // UNIT]
+        if flag != 0:
+            weight_gradient_of(dy, x, dweight, k, c, r, s, stride, padding, dilation, groups, partial)
+
+
+_TENSOR, _PAIR = types.Array(types.float32, 4, "A"), types.UniTuple(types.int64, 2)
+again = Kernel(
+    "wide_gradient_again", _again,
+    types.void(
+        _TENSOR, _TENSOR, _TENSOR, _PAIR, types.UniTuple(_PAIR, 2), _PAIR, types.int64,
+        types.Array(types.int32, 1, "A"), types.int64, types.int64,
+    ),
+    THREADS,
+)  # fmt: skip
+
+
+def launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, it: Plan) -> None:
+    """Lay both operands out, multiply, add the shares."""
+    laying, multiplying, reducing = _kernels(it.arithmetic, it.taps)
+    stream, (x_at, dy_at, shares_at, end) = x.place.stream, it.offsets
+    workspace = x.place.empty((-(-end // 4),), "int32")
+    flags, first = DeviceArray(workspace.owner[: it.flags], workspace.dtype, workspace.place), workspace.address
+    fill_with_zeros(flags)
+    x_flags = 4 * it.x.flags
+    for array, at, flag, layout in ((x, x_at, 0, it.x), (dy, dy_at, x_flags, it.dy)):
+        laying(layout.blocks, stream, array.address, first + at, first + flag, layout)
+    multiplying(
+        it.tiles * it.geometry.shares, stream, first + x_at, first + dy_at, first + shares_at, it.geometry,
+        shared=it.shared,
+    )  # fmt: skip
+    filters, _, *taps = dweight.shape
+    together = max(1, wide_gradient.REDUCERS // (32 * math.prod(taps)))
+    reducing(
+        -(-filters // together) * it.geometry.channel_blocks, stream, first + shares_at, dweight.address, together,
+        it.geometry, shared=4 * CHANNELS_OF_TILE * math.prod(taps) * together,
+    )  # fmt: skip
+    again(
+        2 * multiprocessors(x.place.device), stream, dy, x, dweight, window.stride, window.padding, window.dilation,
+        groups, flags, it.x.flags // groups, it.dy.flags // groups,
+    )  # fmt: skip
