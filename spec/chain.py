@@ -61,7 +61,7 @@ class SpecChain:
         positive = {str(size): Sizes.of((1, math.inf)) for size in self.input[1:] if not isinstance(size, int)}
         self.output, self.admits = self._extend(steps, self.input, Domain((positive,)), "")
         self.steps = tuple(steps)
-        self._blocks = one_by_one(self.steps)
+        self._blocks, self._whole = one_by_one(self.steps), None
 
     def _extend(self, steps: list[Step], shape: Shape, admits: Domain, prefix: str) -> tuple[Shape, Domain]:
         """Append this chain's steps to those wired so far; what comes through: shape and sizes. Raises WiringError."""
@@ -210,10 +210,15 @@ class SpecChain:
         Without `of_x` the gradient of x, which training has no use for, is None and is not computed.
         Source: JAX `jax.vjp`. Raises as `forward` does.
         """
+        if self._whole is None:
+            return self._vjp(parameters, x, of_x)
+        return self._whole(self._vjp, parameters, x, of_x)
+
+    def _vjp(self, parameters: Mapping[str, Any], x: Any, of_x: bool) -> tuple[Any, Callable[[Any], Gradients]]:
         own = self.parameters(parameters)
         check_arrays("SpecChain", x=x, **own)
         single = len(x.shape) == len(self.input) - 1
-        x = x.reshape((1, *x.shape)) if single else x
+        x = x[None] if single else x
         self._check_admitted(x.shape)
         y, take_back = in_a_row(self._blocks, self.perform, own, x)
         y_shape = tuple(y.shape[single:])
@@ -222,7 +227,7 @@ class SpecChain:
             check_arrays("SpecChain", x=x, dy=dy)
             if tuple(dy.shape) != y_shape:
                 raise ShapeError("SpecChain", f"dy is {tuple(dy.shape)}", f"the output's {y_shape}", "Pass one like y.")
-            gradients, dx = take_back(dy.reshape((1, *dy.shape)) if single else dy, of_x)
+            gradients, dx = take_back(dy[None] if single else dy, of_x)
             return Gradients(self.parameters(gradients), dx[0] if single and of_x else dx)
 
         return (y[0] if single else y), backward
@@ -256,6 +261,7 @@ class SpecChain:
         compiled.perform = performer(backend, precision)
         # A backend may perform several steps at once, what none but it can know.
         compiled._blocks = getattr(compiled.perform, "blocks", one_by_one)(self.steps)
+        compiled._whole = getattr(compiled.perform, "whole", lambda: None)()
         return compiled
 
     def to_onnx(self, parameters: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -36,6 +36,13 @@ class Parameters(Mapping[str, Any]):
                 )
         self._arrays = MappingProxyType({key: arrays[key] for key in shapes})
 
+    @classmethod
+    def unchecked(cls, arrays: Mapping[str, Any]) -> "Parameters":
+        """The arrays of a chain that made them, under its keys and in its order."""
+        record = object.__new__(cls)
+        record._arrays = MappingProxyType(dict(arrays))
+        return record
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every array."""

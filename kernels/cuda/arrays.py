@@ -7,6 +7,7 @@ If all arrays are numpy's, they are copied to the GPU and the results back.
 
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from numba.core import config
 from kernelproof.kernels.dispatch import is_device_array
 from kernelproof.spec.errors import DtypeError, UnsupportedError
 from kernelproof.spec.operator import Operator
+
+from . import allowance, tape
+from .tape import Memory
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether numba's simulator stands in for the GPU."""
@@ -35,6 +39,8 @@ class Place:
     def empty(self, shape: Sequence[int], dtype: Any) -> "DeviceArray":
         """A new row-major array that holds anything; the kernel writes all of it."""
         dtype = np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        allowance.count(size)
         if self.library == "torch":
             torch = sys.modules["torch"]
             new = torch.empty(tuple(shape), dtype=getattr(torch, dtype.name), device=f"cuda:{self.device}")
@@ -42,7 +48,10 @@ class Place:
             new = sys.modules["cupy"].empty(tuple(shape), dtype)
         else:
             new = cuda.device_array(tuple(shape), dtype, stream=numba_stream(self.stream))
-        return DeviceArray(new, dtype, self)
+        running = tape.running()
+        if running is None:
+            return DeviceArray(new, dtype, self)
+        return DeviceArray(new, dtype, self, running.take(address_of(new), size))
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class DeviceArray:
     owner: Any
     dtype: np.dtype
     place: Place
+    memory: Memory | None = None  # Known while a tape runs.
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +73,11 @@ class DeviceArray:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -71,9 +85,8 @@ class DeviceArray:
     @property
     def address(self) -> int:
         """Of the first element, in device memory."""
-        if library_of(self.owner) == "torch":
-            return self.owner.data_ptr()
-        return self.owner.__cuda_array_interface__["data"][0]
+        running, value = tape.running(), address_of(self.owner)
+        return value if running is None or not self.size else running.address(value, self.memory)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -109,7 +122,7 @@ class DeviceArray:
         return self._like(self.owner[index])
 
     def _like(self, owner: Any) -> "DeviceArray":
-        return DeviceArray(owner, self.dtype, self.place)
+        return DeviceArray(owner, self.dtype, self.place, self.memory)
 
     def empty(self, shape: Sequence[int], dtype: Any = None) -> "DeviceArray":
         """A new array beside this one, of its scalar type unless another is asked for."""
@@ -135,12 +148,19 @@ class DeviceArray:
 
 def taken(tensor: Any) -> DeviceArray:
     """A caller's array as doors and kernels see it, at the place where it is now."""
-    return _take("kernelproof", tensor, _place(tensor))
+    return take("kernelproof", tensor, place_of(tensor))
 
 
 def at_least_1d(array: DeviceArray) -> DeviceArray:
     """The array, or a scalar as one entry."""
     return array if array.shape else array[None]
+
+
+def address_of(owner: Any) -> int:
+    """Of an array's first element, whoever's array it is."""
+    if library_of(owner) == "torch":
+        return owner.data_ptr()
+    return owner.__cuda_array_interface__["data"][0]
 
 
 def library_of(array: Any) -> str:
@@ -179,8 +199,8 @@ def run(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     if any(isinstance(each, DeviceArray) for each in arguments):
         return function(*args, **kwargs)  # Within a larger call, which has taken its arrays already.
     on_gpu = [each for each in arguments if is_device_array(each)]
-    with _at(name, on_gpu) as place:
-        taken = [_take(name, each, place) for each in arguments]
+    with at(name, on_gpu) as place:
+        taken = [take(name, each, place) for each in arguments]
         result = function(*taken[: len(args)], **dict(zip(kwargs, taken[len(args) :], strict=True)))
         if result is None:
             return None
@@ -190,9 +210,9 @@ def run(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
 
 
 @contextlib.contextmanager
-def _at(operator: str, arrays: list[Any]) -> Iterator[Place]:
+def at(operator: str, arrays: list[Any]) -> Iterator[Place]:
     """The place of a call on these arrays, its GPU made current and its stream ordered with the arrays' streams."""
-    places = [_place(each) for each in arrays] or [Place("numba", _current_device(), 0)]
+    places = [place_of(each) for each in arrays] or [Place("numba", _current_device(), 0)]
     if len({place.device for place in places}) > 1:
         devices = ", ".join(str(place.device) for place in places)
         raise UnsupportedError(operator, f"arrays on GPUs {devices}", "all on one GPU", "Move them first.")
@@ -205,7 +225,7 @@ def _at(operator: str, arrays: list[Any]) -> Iterator[Place]:
             _wait(stream, here.stream)
 
 
-def _place(array: Any) -> Place:
+def place_of(array: Any) -> Place:
     library = library_of(array)
     if library == "torch":
         stream = sys.modules["torch"].cuda.current_stream(array.device).cuda_stream
@@ -230,7 +250,7 @@ def _wait(waiting: int, awaited: int) -> None:
     event.wait(numba_stream(waiting))
 
 
-def _take(operator: str, argument: Any, place: Place) -> Any:
+def take(operator: str, argument: Any, place: Place) -> Any:
     if isinstance(argument, np.ndarray):
         native = np.require(argument, argument.dtype.newbyteorder("="), "C")
         argument = cuda.to_device(native, stream=numba_stream(place.stream))

@@ -7,6 +7,7 @@ from numba import cuda
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
+from .allowance import most_lines, served
 from .arrays import SIMULATED, DeviceArray
 from .conv_elements import input_gradient_at, output_at, weight_gradient_of
 from .launch import THREADS, block_sum, launch, position
@@ -28,7 +29,7 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Any, groups: Any, *, precisio
     strides, no copies; 64-bit indices. Padding is multiplied as a zero, as in the specification.
     """
     y = x.empty((x.shape[0], weight.shape[0], window.p(x.shape), window.q(x.shape)))
-    if fast_conv is None or not fast_conv.conv2d(x, weight, bias, y, window, groups, precision):
+    if fast_conv is None or not served(fast_conv.conv2d, x, weight, bias, y, window, groups, precision):
         absent = weight.empty((0,)) if bias is None else bias
         launch(_conv2d, y.size, x, weight, absent, y, window.stride, window.padding, window.dilation, groups)
     return y
@@ -42,7 +43,7 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: Any, window: Any, groups: Any, *, p
     Any strides, no copies; 64-bit indices.
     """
     dx = dy.empty(x_shape)
-    if fast_conv is None or not fast_conv.conv2d_dx(dy, weight, dx, window, groups, precision):
+    if fast_conv is None or not served(fast_conv.conv2d_dx, dy, weight, dx, window, groups, precision):
         launch(_conv2d_dx, dx.size, dy, weight, dx, window.stride, window.padding, window.dilation, groups)
     return dx
 
@@ -55,7 +56,7 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: Any, window: Any, groups: Any,
     them. Accumulated in the arrays' type. Any strides, no copies; 64-bit indices. Padding is multiplied as a zero.
     """
     dweight = x.empty(weight_shape)
-    if fast_conv is None or not fast_dweight.conv2d_dweight(dy, x, dweight, window, groups, precision):
+    if fast_conv is None or not served(fast_dweight.conv2d_dweight, dy, x, dweight, window, groups, precision):
         threads = dweight.size * THREADS
         launch(_conv2d_dweight, threads, dy, x, dweight, window.stride, window.padding, window.dilation, groups)
     return dweight
@@ -69,9 +70,9 @@ def conv2d_dbias(dy: Any) -> Any:
     of the images in rising order. Accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
     dbias = dy.empty((dy.shape[1],))
-    if not SIMULATED and elementwise.bias_gradient(dy, dbias):
+    if not SIMULATED and served(elementwise.bias_gradient, dy, dbias):
         return dbias
-    shares = dy.empty((dy.shape[1], max(1, min(dy.shape[0], MOST_SHARES))))
+    shares = dy.empty((dy.shape[1], most_lines("conv2d_dbias", dbias.nbytes, min(dy.shape[0], MOST_SHARES))))
     launch(_conv2d_dbias_shares, shares.size * THREADS, dy, shares)
     launch(_conv2d_dbias, dbias.size * THREADS, shares, dbias)
     return dbias

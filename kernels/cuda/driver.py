@@ -18,7 +18,10 @@ from numba.cuda import types
 
 from kernelproof.kernels.jit_cache import cache_folder
 
+from . import tape
 from .arrays import DeviceArray
+from .ptx import store_global_word
+from .tape import Address, Launch
 
 _FORMATS = {types.int64: "q", types.int32: "i4x", types.float32: "f4x", types.float64: "d"}
 _LOCK = threading.Lock()
@@ -56,6 +59,11 @@ class Kernel:
         values: list[Any] = []
         for argument in arguments:
             _flatten(argument, values)
+        running = tape.running()
+        if running is not None:
+            addresses = tuple((slot, each) for slot, each in enumerate(values) if isinstance(each, Address))
+            written = self._formats.pack(*values)
+            running.launches.append(Launch(int(function), (across, down), self.threads, shared, written, addresses))
         slots, pointers = self._slots_of_thread()
         self._formats.pack_into(slots, 0, *values)
         where = ctypes.addressof(pointers)
@@ -106,12 +114,6 @@ class Kernel:
             return text
 
 
-def fill_with_zeros(array: DeviceArray) -> None:
-    """On the array's stream; it has to lie in one piece."""
-    bytes_ = array.size * array.dtype.itemsize
-    _check("fill_with_zeros", _driver().cuMemsetD8Async(array.address, 0, bytes_, array.place.stream))
-
-
 def _slots(kind: Any) -> str:
     """What one argument is passed as: an array as numba's structure, a tuple as its entries."""
     if isinstance(kind, types.Array):
@@ -157,3 +159,18 @@ def _check(name: str, result: tuple[Any, ...]) -> Any:
     if int(error) != 0:
         raise RuntimeError(f"{name}: the CUDA driver answers {error.name}")
     return values[0] if values else None
+
+
+def _zeros(first, words):
+    for i in range(cuda.grid(1), words, cuda.gridsize(1)):
+        store_global_word(first + types.int64(i) * 4, 0)
+
+
+_ZEROS = Kernel("zeros", _zeros, types.void(types.int64, types.int64), 256)
+
+
+def fill_with_zeros(array: DeviceArray) -> None:
+    """On the array's stream; it has to lie in one piece of whole words."""
+    words = array.size * array.dtype.itemsize // 4
+    blocks = min(-(-words // _ZEROS.threads), 8 * multiprocessors(array.place.device))
+    _ZEROS(blocks, array.place.stream, array.address, words)

@@ -144,8 +144,8 @@ def linear_dx(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray) -> None:
     )  # fmt: skip
 
 
-def linear_dweight(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray) -> None:
-    """dweight, which lies in one piece, from dy and x."""
+def linear_dweight(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray) -> bool:
+    """dweight, which lies in one piece, from dy and x; always."""
     (rows, features), outputs = x.shape, dy.shape[1]
     across, stream = -(-features // THREADS), x.place.stream
     down = max(1, min(rows, BLOCKS * multiprocessors(x.place.device) // across))
@@ -154,3 +154,4 @@ def linear_dweight(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray) -> Non
         (across, down), stream, dy.address, x.address, shares.address, rows, features, outputs, *_steps(dy), *_steps(x)
     )
     _SUM(-(-dweight.size // THREADS), stream, shares.address, dweight.address, down, dweight.size)
+    return True

@@ -8,6 +8,7 @@ from kernelproof import spec
 from kernelproof.kernels.contract import implements
 from kernelproof.spec.window import Window
 
+from .allowance import served
 from .arrays import SIMULATED, DeviceArray
 from .launch import THREADS, block_sum, launch
 from .relu import copied
@@ -26,7 +27,7 @@ def linear(x: Any, weight: Any, bias: Any, *, precision: Any) -> Any:
     y = x.empty((x.shape[0], weight.shape[0]))
     if not SIMULATED and few_outputs.serves(y.shape[1], x, weight, y):
         few_outputs.linear(x, weight, bias, y)
-    elif not _as_convolution("conv2d", precision, x, weight, bias, y):
+    elif not served(_as_convolution, "conv2d", precision, x, weight, bias, y):
         launch(_linear, y.size * THREADS, x, weight, weight.empty((0,)) if bias is None else bias, y)
     return y
 
@@ -40,7 +41,7 @@ def linear_dx(dy: Any, weight: Any, *, precision: Any) -> Any:
     dx = dy.empty((dy.shape[0], weight.shape[1]))
     if not SIMULATED and few_outputs.serves(dy.shape[1], dy, weight, dx):
         few_outputs.linear_dx(dy, weight, dx)
-    elif not _as_convolution("conv2d_dx", precision, dy, weight, dx):
+    elif not served(_as_convolution, "conv2d_dx", precision, dy, weight, dx):
         launch(_linear_dx, dx.size, dy, weight, dx)
     return dx
 
@@ -52,9 +53,10 @@ def linear_dweight(dy: Any, x: Any, *, precision: Any) -> Any:
     Accumulated in the arrays' type. Any strides, no copies; 64-bit indices.
     """
     dweight = dy.empty((dy.shape[1], x.shape[1]))
-    if not SIMULATED and few_outputs.serves(dy.shape[1], dy, x, dweight):
-        few_outputs.linear_dweight(dy, x, dweight)
-    elif not _as_convolution("conv2d_dweight", precision, dy, x, dweight):
+    few = not SIMULATED and few_outputs.serves(dy.shape[1], dy, x, dweight)
+    if few and served(few_outputs.linear_dweight, dy, x, dweight):
+        return dweight
+    if not served(_as_convolution, "conv2d_dweight", precision, dy, x, dweight):
         launch(_linear_dweight, dweight.size, dy, x, dweight)
     return dweight
 

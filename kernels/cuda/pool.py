@@ -9,6 +9,7 @@ from numba import cuda
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
+from .allowance import most_lines, served
 from .arrays import SIMULATED, DeviceArray
 from .launch import launch, position, reader
 
@@ -40,15 +41,20 @@ def max_pool2d_dx(dy: Any, x: Any, window: Any) -> Any:
     """
     dx = dy.empty(x.shape)
     by_twos = not SIMULATED and not window.ceil_mode and pool_by_twos.is_by_twos(window) and pool_by_twos.serves(x)
-    if by_twos and dy.is_contiguous() and dy.size:
-        winner = pool_by_twos.pool(x, dy.empty(dy.shape), keep_winners=True)
-        pool_by_twos.unpool(dy, winner, dx)
-    elif window.kernel == window.stride and window.padding == ((0, 0), (0, 0)) and window.dilation == (1, 1):
+    if by_twos and dy.is_contiguous() and dy.size and served(_by_twos, dy, x, dx):
+        return dx
+    if window.kernel == window.stride and window.padding == ((0, 0), (0, 0)) and window.dilation == (1, 1):
         down, across = (-(-size // step) for size, step in zip(x.shape[2:], window.stride, strict=True))
         launch(_max_pool2d_dx_apart, math.prod(x.shape[:2]) * down * across, dy, x, dx, window.kernel, (down, across))
     else:
+        most_lines("max_pool2d_dx", 8 * dy.size, 1)
         launch(_max_pool2d_dx, dx.size, dy, _winners(x, window), dx, *_geometry(window))
     return dx
+
+
+def _by_twos(dy: Any, x: Any, dx: Any) -> bool:
+    pool_by_twos.unpool(dy, pool_by_twos.pool(x, dy.empty(dy.shape), keep_winners=True), dx)
+    return True
 
 
 def _winners(x: Any, window: Any) -> Any:

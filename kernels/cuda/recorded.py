@@ -1,0 +1,223 @@
+"""Calls like one before: their launches are played again on the arrays that came, past doors and plans.
+
+Where a call's arrays agree with an earlier one's in library, GPU, stream, shapes, strides and scalars, and the rest in
+its values, it launches the same kernels with other addresses. So the first call is performed and recorded (tape.py),
+the second makes a graph of the tape (replay.py), and from then on the graph is all that runs. Results are new arrays
+each time; what is needed only in between lies in the stream's pooled piece of memory (workspace.py).
+
+Performed as ever are calls with arrays of several libraries or streams, with class numbers, whose values are checked,
+or while the caller records a graph of their own.
+"""
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kernelproof.kernels.limits import workspace
+from kernelproof.spec.operator import Operator
+
+from .arrays import SIMULATED, DeviceArray, Place, address_of, library_of, on_device, place_of, take
+from .tape import Memory, Tape, recorded_on
+from .workspace import Lifetime, Pool, laid_out
+
+if not SIMULATED:
+    from .replay import Graph, Spot, is_capturing, is_on
+
+MOST_CALLS, MOST_BATCHES = 256, 16
+"""Calls of operators, and kinds of batches of a chain, that are remembered."""
+_LOCK = threading.Lock()
+"""Between taking memory and launching nobody else may launch what works in the same memory."""
+_pool = Pool()
+
+
+class Player:
+    """What was recorded, from the addresses of what a call is given to its new results.
+
+    `spots` says where the memories lie that outlive the launches: in what is given, then in the results. All others
+    share the stream's pooled memory.
+    """
+
+    def __init__(
+        self, launches: Sequence[Any], spots: Mapping[Memory, Any], results: Sequence[tuple[Any, Any]], place: Place,
+        given: int,
+    ) -> None:  # fmt: skip
+        self._place, self._launches = place, launches
+        self._empty = [_maker(place, shape, dtype) for shape, dtype in results]
+        uses: dict[Memory, list[int]] = {}
+        for time, launch in enumerate(launches):
+            for _, address in launch.addresses:
+                if address.memory not in spots:
+                    uses.setdefault(address.memory, []).append(time)
+        offsets, self._bytes = laid_out([Lifetime(each.size, times[0], times[-1]) for each, times in uses.items()])
+        last = given + len(results)
+        self._spots = {**spots, **{each: Spot(last, start) for each, start in zip(uses, offsets, strict=True)}}
+        self._graph: Any = None
+
+    def __call__(self, given: Sequence[int]) -> list[Any]:
+        with _LOCK:
+            results = [empty() for empty in self._empty]
+            if self._launches:
+                piece, address = _pool.piece(self._place, self._bytes)
+                if self._graph is None:
+                    self._graph = Graph(self._launches, self._spots)
+                self._graph([*given, *map(address_of, results), address], self._place.stream)
+                del piece
+        return results
+
+
+def _maker(place: Place, shape: Sequence[int], dtype: Any) -> Callable[[], Any]:
+    """Makes new arrays of the place's library."""
+    if place.library != "torch":
+        return lambda: place.empty(shape, dtype).owner
+    torch = sys.modules["torch"]
+    options = {"dtype": getattr(torch, dtype.name), "device": torch.device("cuda", place.device)}
+    return lambda: torch.empty(shape, **options)
+
+
+def _of_torch(tensor: Any) -> Any:
+    is_float = tensor.dtype in _FLOATS and not tensor.requires_grad
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device()) if is_float else None
+
+
+def _of_cupy(array: Any) -> Any:
+    return (array.shape, array.strides, array.dtype.char, array.device.id) if array.dtype.kind == "f" else None
+
+
+def _of_numba(array: Any) -> Any:
+    return (array.shape, array.strides, array.dtype.char) if array.dtype.kind == "f" else None
+
+
+_DESCRIBED: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((int, float, bool, str, type(None)), repr), tuple: tuple.__repr__,
+}  # fmt: skip
+_FLOATS: set[Any] = set()
+
+
+def _learn(value: Any) -> Callable[[Any], Any]:
+    """How values of this type are described; those of types that are not known are not."""
+    kind, library = type(value), library_of(value)
+    if library == "torch":
+        torch = sys.modules["torch"]
+        _FLOATS.update((torch.float32, torch.float64))
+        _DESCRIBED[torch.Size] = tuple.__repr__
+        _DESCRIBED[kind] = _of_torch
+    elif library == "cupy":
+        _DESCRIBED[kind] = _of_cupy
+    else:
+        _DESCRIBED[kind] = _of_numba if hasattr(kind, "__cuda_ndarray__") else lambda _: None
+    return _DESCRIBED[kind]
+
+
+def described(values: Sequence[Any]) -> tuple[tuple[Any, ...], list[int]] | None:
+    """What a call with these values depends on beside its arrays' addresses, and where among them these arrays stand.
+
+    None if it depends on more, or if there is no array.
+    """
+    parts, arrays = [], []
+    for i, value in enumerate(values):
+        part = (_DESCRIBED.get(type(value)) or _learn(value))(value)
+        if part is None:
+            return None
+        if type(part) is tuple:
+            arrays.append(i)
+        parts.append(part)
+    return ((where(values[arrays[0]]), workspace(), *parts), arrays) if arrays else None
+
+
+def where(array: Any) -> tuple[str, int, int]:
+    """A place's parts, in a tenth of its time."""
+    if library_of(array) == "torch":
+        torch = sys.modules["torch"]
+        current = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+        if current is not None:
+            device = array.get_device()
+            return "torch", device, current(device)
+    place = place_of(array)
+    return place.library, place.device, place.stream
+
+
+def is_ready(place: Place) -> bool:
+    return is_on(place.device) and not is_capturing(place.stream)
+
+
+class Remembered:
+    """The latest entries by their keys."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._entries: OrderedDict[Any, Any] = OrderedDict()
+
+    def get(self, key: Any) -> Any:
+        return self._entries.get(key)
+
+    def keep(self, key: Any, entry: Any) -> None:
+        with _LOCK:
+            self._entries[key] = entry
+            if len(self._entries) > self._most:
+                self._entries.popitem(last=False)
+
+
+def given_from(operator: str, array: Any, place: Place) -> DeviceArray:
+    """A caller's array, whose memory is told from all others."""
+    taken = take(operator, array, place)
+    return DeviceArray(taken.owner, taken.dtype, place, Memory(address_of(taken.owner), 0))
+
+
+def are_own(tape: Tape, results: Sequence[DeviceArray]) -> bool:
+    """Whether each result is all of a memory that was taken for it."""
+    memories = {each.memory for each in results}
+    return len(memories) == len(results) and all(
+        each.memory in tape.taken and each.memory.size == each.size * each.dtype.itemsize and each.is_contiguous()
+        for each in results
+    )
+
+
+class _Call(NamedTuple):
+    place: Place
+    player: Player
+    is_tuple: bool
+
+
+class Calls:
+    """The operators of one backend, called with arrays."""
+
+    def __init__(self) -> None:
+        self._calls = Remembered(MOST_CALLS)
+
+    def __call__(
+        self, operator: Operator[...], kernel: Callable[[Operator[...]], Any], args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        """Perform the operator with the kernel that `kernel` finds for it."""
+        values, name = [*args, *kwargs.values()], operator.__name__
+        known = None if SIMULATED else described(values)
+        if known is None:
+            return on_device(operator, kernel(operator), args, kwargs)
+        parts, positions = known
+        key = (name, len(args), *kwargs, *parts)
+        call = self._calls.get(key)
+        if call is not None and is_ready(call.place):
+            results = call.player([address_of(values[i]) for i in positions])
+            return tuple(results) if call.is_tuple else results[0]
+        arrays = [values[i] for i in positions]
+        if call is None and len(set(map(where, arrays))) == 1 and is_ready(place := place_of(arrays[0])):
+            for i in positions:
+                values[i] = given_from(name, values[i], place)
+            tape = Tape()
+            with recorded_on(tape):
+                named = dict(zip(kwargs, values[len(args) :], strict=True))
+                came = operator.perform(kernel(operator), *values[: len(args)], **named)
+            results = came if isinstance(came, tuple) else (came,)
+            if tape.is_whole and are_own(tape, results):
+                player = self._player(tape, [values[i] for i in positions], results, place)
+                self._calls.keep(key, _Call(place, player, isinstance(came, tuple)))
+            owners = tuple(each.owner for each in results)
+            return owners if isinstance(came, tuple) else owners[0]
+        return on_device(operator, kernel(operator), args, kwargs)
+
+    @staticmethod
+    def _player(tape: Tape, given: Sequence[DeviceArray], results: Sequence[DeviceArray], place: Place) -> Player:
+        spots = {each.memory: Spot(number, 0) for number, each in enumerate((*given, *results))}
+        return Player(tape.launches, spots, [(each.shape, each.dtype) for each in results], place, len(given))
