@@ -65,7 +65,7 @@ def implements(
         def unchecked(precision: Precision) -> Callable[..., Any]:
             return functools.partial(entry, precision=precision) if chooses else entry
 
-        kernel.unchecked = unchecked  # type: ignore[attr-defined]
+        kernel.unchecked, kernel.chooses = unchecked, chooses  # type: ignore[attr-defined]
         kernel.__doc__ = f"{inspect.getdoc(operator)}\n\nOn {backend}: {inspect.getdoc(entry)}"
         KERNELS[name, backend] = kernel
         return kernel

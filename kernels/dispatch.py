@@ -59,6 +59,11 @@ class Backend:
             ) from None
         return kernel if self.precision == "strict" else functools.partial(kernel, precision=self.precision)
 
+    def rounds(self, operator: Operator[...]) -> bool:
+        """Whether this backend's kernel for `operator` rounds more where the precision allows it."""
+        self.kernel(operator)
+        return KERNELS[operator.__name__, self.name].chooses  # type: ignore[attr-defined]
+
     def _unchecked(self, operator: Operator[...]) -> Callable[..., Any]:
         """The kernel's bare entry, for arguments that were checked."""
         return KERNELS[operator.__name__, self.name].unchecked(self.precision)  # type: ignore[attr-defined]

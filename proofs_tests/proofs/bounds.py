@@ -10,13 +10,16 @@ import numpy as np
 
 from .problems import Problem
 from .values import PRECISIONS, significand_bits
-from .winograd_bound import SIZES, winograd_bound
+from .winograd_bound import SIZES, is_winograd, winograd_bound
 
 FUNCTION_ULPS = 2
 """exp and log are taken to be within this many units in the last place, as libm, SVML and CUDA document or better."""
 
 FP16_TINY = 2.0**-24
 """Half precision's smallest subnormal: what cutting to it may lose of a small number."""
+
+SCALED_TINY = 2.0**-39
+"""The same where operands are scaled first, relative to the greatest: to at least 2**14, of which half of 2**-24."""
 
 
 def unit_roundoff(dtype: str | np.dtype) -> float:
@@ -46,16 +49,17 @@ def rounding_bound(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: st
             gamma(windows, u)
             * np.asarray(problem.call(problem.spec, magnitudes | {"x": arrays["x"].astype(np.float64)})),
         )
-    if problem.precision in SIZES:
+    if is_winograd(problem):
         return (winograd_bound(problem, magnitudes, u, tiny),)
     # Sums of products: the specification on ones counts the terms, on magnitudes it gives sum |x||w| + |b|.
     ones = {name: np.ones_like(each) for name, each in magnitudes.items()}
     count, magnitude = np.asarray(problem.call(problem.spec, ones)), np.asarray(problem.call(problem.spec, magnitudes))
-    bits = PRECISIONS[problem.precision or "fp64"]
+    bits = PRECISIONS["fp64" if problem.precision is None or problem.precision in SIZES else problem.precision]
     if bits >= significand_bits(str(np.dtype(dtype))):
         return (gamma(count + 1, u) * magnitude + count * tiny,)
     # Tensor cores cut both operands to so many bits and truncate, not round, where they add: twice the unit in both.
-    added = 3 * count if problem.precision == "3xtf32" else count  # There each product is a sum of three.
+    # What is split in parts has three sums for each product.
+    added = 3 * count if problem.precision in ("3xtf32", "f16x3") else count
     unit = 2.0 ** (1 - bits)
     bound = gamma(added + 1, 2 * u) * magnitude + count * tiny
     bound = bound + ((1 + unit) ** 2 - 1) * (magnitude + bound)
@@ -63,7 +67,18 @@ def rounding_bound(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: st
         # Half precision also loses what lies below its subnormals.
         beside = [problem.call(problem.spec, {**magnitudes, name: ones[name]}) for name in magnitudes]
         bound = bound + FP16_TINY * (sum(beside) + count * FP16_TINY)
+    if problem.precision == "f16x3":
+        greatest = {name: _greatest(problem, name, each) for name, each in magnitudes.items()}
+        beside = [problem.call(problem.spec, {**magnitudes, name: each}) for name, each in greatest.items()]
+        bound = bound + SCALED_TINY * (sum(beside) + SCALED_TINY * problem.call(problem.spec, greatest))
     return (bound,)
+
+
+def _greatest(problem: Problem, name: str, magnitude: np.ndarray) -> np.ndarray:
+    """What shares a scale, all as great as its greatest: an image, or the weights of a filter (of dx: of a channel)."""
+    axis = 1 if name == "weight" and problem.operator.endswith(".dx") else 0
+    others = tuple(each for each in range(magnitude.ndim) if each != axis)
+    return np.broadcast_to(magnitude.max(others, initial=0, keepdims=True), magnitude.shape)
 
 
 def _sgd(

@@ -22,6 +22,9 @@ from .judging import Declared, Kernel
 from .problems import Problem
 from .values import PRECISIONS
 
+PROMISED = {"fast": "f16x3", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16"}
+"""The precision class that the CUDA kernels promise, by the word that asks for it."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -87,11 +90,17 @@ def subject_of(
     `supports` is an expression such as `"stride[0] == stride[1] and groups == 1"` or a function of the same names: the
     operator's options, its arrays' shapes (`x_shape`, `weight_shape` ...), `dtype`. `layouts` gives the axes of arrays
     that are not in the specification's order, the result's as `y`: `{"x": "nhwc", "weight": "rsck", "y": "npqk"}`.
+    A backend's `precision` is the word that it is asked with: "fast", "tf32", "fp16" or "bf16" for "cuda", which then
+    is held to that class (fast to f16x3) in the operators that know the word.
     `threads` is a function that is told how many threads to use, such as `torch.set_num_threads`, or its name:
     `"threadpoolctl:threadpool_limits"`.
     `name` is what reports call the kernel and reproductions import, by default its module and name.
     Raises ParameterError.
     """
+    if isinstance(kernel, str):
+        kernel = kernels.backend(kernel) if kernel in adapters.OWN else adapters.load(kernel)
+    if isinstance(kernel, kernels.Backend) and precision is not None:
+        return _with_less_precision(kernel, op, precision, supports)
     if precision is not None and precision not in PRECISIONS:
         raise ParameterError("verify", f"precision={precision!r}", f"one of {', '.join(PRECISIONS)}", "Choose one.")
     if dtypes is not None and (isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(DTYPES)):
@@ -99,8 +108,6 @@ def subject_of(
     limits = name_of(supports) if callable(supports) else supports
     threads_name = name_of(threads) if callable(threads) else threads
     threads = _named(threads) if isinstance(threads, str) else threads
-    if isinstance(kernel, str):
-        kernel = kernels.backend(kernel) if kernel in adapters.OWN else adapters.load(kernel)
     if isinstance(kernel, Subject):
         kept = kernel if op is None else _only(kernel, op)
         return replace(
@@ -135,6 +142,27 @@ def subject_of(
         threads_name=threads_name,
         unavailable=_unavailable(kernel),
     )  # fmt: skip
+
+
+def _with_less_precision(
+    backend: kernels.Backend, op: str | None, precision: str, supports: str | Callable[..., bool] | None
+) -> Subject:
+    """A backend asked with a precision's word, or its class; raises ParameterError where it promises no class by it."""
+    word = next((word for word, kind in PROMISED.items() if precision in (word, kind)), None)
+    if backend.name != "cuda" or word is None:
+        raise ParameterError(
+            "verify", f"backend {backend.name!r} with precision={precision!r}",
+            f"backend 'cuda' with one of {', '.join(PROMISED)}",
+            "Leave precision out: then the backend is held to its dtypes' own.",
+        )  # fmt: skip
+    asked = backend.at(word)
+    rounded = [each for each in (OPERATORS if op is None else operators_of(op)) if asked.rounds(OPERATORS[each])]
+    if not rounded:
+        raise UnsupportedError(
+            "verify", f"{op} with precision={word!r}", "an operator that knows the word", "Leave it out."
+        )
+    whole = subject_of(asked, op, dtypes=("float32",), supports=supports)
+    return replace(whole, functions={each: whole.functions[each] for each in rounded}, precision=PROMISED[word])
 
 
 def _unavailable(kernel: Any) -> str:

@@ -15,14 +15,20 @@ Arrays = dict[str, np.ndarray]
 
 
 PRECISIONS: Mapping[str, int] = {
-    "fp64": 53, "fp32": 24, "3xtf32": 21, "winograd2": 16, "winograd4": 16, "tf32": 11, "fp16": 11, "bf16": 8,
+    "fp64": 53, "fp32": 24, "f16x3": 22, "3xtf32": 21, "winograd2": 16, "winograd4": 16, "tf32": 11, "fp16": 11,
+    "bf16": 8,
 }  # fmt: skip
 """Bits of the significand, the hidden one included, that a precision class keeps of every operand.
 
 Winograd computes in float32, but its transforms add up what a tile holds: of operands with 24 bits less than one more
 would be exact. Tiles of 2 x 2 keep 16: four entries add 2 bits, quarters in the weights' transform 2, nine sums of
-products 4.
+products 4. f16x3 takes an operand as two numbers of half precision, after a scale that belongs to an image, or to what
+weights one output has.
 """
+
+EXACT_PRODUCTS: Mapping[str, int] = {"f16x3": 11}
+"""Bits of operands whose products a precision class computes exactly, where they are fewer than it keeps of each: the
+product of both lower halves is left out."""
 
 GROWTH: Mapping[str, int] = {"winograd2": 36}
 """How many times larger than the sums of products, in its smallest unit, a precision class's intermediates get.
@@ -69,7 +75,7 @@ def largest_whole(problem: "Problem", counted: int | None = None) -> int:
     `counted` are the terms, where they are known.
     """
     room = 2 ** significand_bits("float32") // ((counted or terms(problem)) * GROWTH.get(problem.precision or "", 1))
-    return max(1, min(math.isqrt(room), 2 ** operand_bits(problem)))
+    return max(1, min(math.isqrt(room), 2 ** EXACT_PRODUCTS.get(problem.precision or "", operand_bits(problem))))
 
 
 def whole(problem: "Problem", generator: np.random.Generator, most: int | None = None) -> Arrays:

@@ -45,9 +45,9 @@ def verify(
     `kernel` is a function with the operator's own arguments: it is called as `conv2d(x, weight, bias, stride=(sh, sw),
     padding=((top, bottom), (left, right)), dilation=(dh, dw), groups=g)` on numpy arrays; or an object with `forward`
     and `backward`; or a class like `torch.nn.Conv2d` with `backward`. What it is not written for is declared:
-    `supports`, `dtypes` (default float32; both float types for a backend), `precision` (default all bits of the dtype),
-    `layouts`, `threads` (see `subject_of`). Raising UnsupportedError or NotImplementedError declines a problem. Neither
-    is ever a pass.
+    `supports`, `dtypes` (default float32; both float types for a backend), `precision` (default all bits of the dtype;
+    for "cuda" the word it is asked with), `layouts`, `threads` (see `subject_of`). Raising UnsupportedError or
+    NotImplementedError declines a problem. Neither is ever a pass.
 
     `examples` problems are drawn for each law, from `seed`. With a `time_limit` (seconds for one check) the kernel is
     kept in a process of its own, so that a crash or a hang is a result; bad input (L9) always is tried in one, on
@@ -142,4 +142,5 @@ def check(
     if law not in LAWS:
         raise ParameterError("check", f"law {law!r}", f"one of {', '.join(LAWS)}", "Correct the name.")
     op = problem.op.name if hasattr(kernel, "backward") else problem.operator
-    LAWS[law].check(subject_of(kernel, op, layouts=layouts, threads=threads).kernel(problem.operator), problem)
+    subject = subject_of(kernel, op, precision=problem.precision, layouts=layouts, threads=threads)
+    LAWS[law].check(subject.kernel(problem.operator), problem)

@@ -56,7 +56,8 @@ def test_a_sum_of_products_may_be_off_by_one_rounding_more_than_it_has_terms(ope
 
 
 @pytest.mark.parametrize(
-    ("precision", "bits", "products"), [("tf32", 11, 1), ("bf16", 8, 1), ("fp16", 11, 1), ("3xtf32", 21, 3)]
+    ("precision", "bits", "products"),
+    [("tf32", 11, 1), ("bf16", 8, 1), ("fp16", 11, 1), ("3xtf32", 21, 3), ("f16x3", 22, 3)],
 )
 def test_lower_precision_may_be_off_by_the_bits_it_cuts(precision: str, bits: int, products: int) -> None:
     problem = Problem("linear", {"x": (2, 3), "weight": (2, 3), "bias": (2,)}, {}, (2, 2), "real", precision=precision)
@@ -77,7 +78,25 @@ def test_lower_precision_may_be_off_by_the_bits_it_cuts(precision: str, bits: in
                 (Fraction(a) * Fraction(b) for a, b in zip(x[n].tolist(), weight[k].tolist(), strict=True)), Fraction(1)
             )
             exact[n, k] += lost * (beside + int(counts[n, k]) * lost)
+        if precision == "f16x3":
+            # Each may lose 2**-39 of what shares its scale: of its row of x, of its output's weights.
+            lost, most_x, most_w = Fraction(1, 2**39), Fraction(x[n].max()), Fraction(weight[k].max())
+            beside = most_x * sum(map(Fraction, weight[k].tolist())) + most_w * sum(map(Fraction, x[n].tolist()))
+            exact[n, k] += lost * (beside + magnitudes[n, k] + 2 * Fraction(float(bias[k])))
+            exact[n, k] += lost * lost * (len(x[n]) * most_x * most_w + Fraction(float(bias[k])))
     agree(came, exact)
+
+
+def test_weights_of_an_input_gradient_share_a_scale_by_channel() -> None:
+    shapes, window = {"dy": (1, 2, 2, 2), "weight": (2, 3, 1, 1)}, {"stride": (1, 1), "padding": ((0, 0), (0, 0))}
+    options = window | {"dilation": (1, 1), "groups": 1, "x_shape": (1, 3, 2, 2)}
+    problem = Problem("conv2d.dx", shapes, options, (1, 3, 2, 2), "real", precision="f16x3")
+    arrays = {"dy": np.ones((1, 2, 2, 2), np.float32), "weight": np.ones((2, 3, 1, 1), np.float32)}
+    (before,) = rounding_bound(problem, arrays, "float32")
+    arrays["weight"][0, 2] = 2.0**40
+    (after,) = rounding_bound(problem, arrays, "float32")
+    assert np.array_equal(before[:, :2], after[:, :2])
+    assert (after[:, 2] > 2**16 * before[:, 2]).all()
 
 
 def test_all_bits_of_a_wider_type_are_no_excuse() -> None:

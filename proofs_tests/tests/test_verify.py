@@ -11,6 +11,8 @@ import pytest
 from kernelproof import spec
 from kernelproof.proofs import verify
 from kernelproof.proofs.report import reproduction
+from kernelproof.proofs.subject import subject_of
+from kernelproof.spec import OPERATORS, KernelproofError
 
 
 def test_the_specification_is_proven_with_less_than_one_in_a_billion_to_escape() -> None:
@@ -124,3 +126,21 @@ def test_a_backend_is_proven_on_proven_shape_arithmetic() -> None:
     report = verify("cpu", level="L0")
     assert (report.verdict, {result.operator for result in report.results}) == ("proven", {"sizes"})
     assert verify(spec.relu.__call__, "relu", level="L0").exit_status == 3
+
+
+def test_the_cuda_backend_is_held_to_the_class_that_its_precision_promises() -> None:
+    subject = subject_of("cuda", precision="fast")
+    assert subject.precision == "f16x3"
+    assert subject.dtypes == ("float32",)
+    assert {name for name in OPERATORS if name.split(".")[0] in ("conv2d", "linear") and "dbias" not in name} == set(
+        subject.functions
+    )
+    # What a certificate keeps makes the same subject again.
+    again = subject_of("cuda", precision=subject.declared["precision"])
+    assert (again.name, again.precision, set(again.functions)) == ("cuda", "f16x3", set(subject.functions))
+
+
+@pytest.mark.parametrize(("backend", "op"), [("cpu", None), ("cuda", "relu")])
+def test_a_backend_that_promises_no_class_by_a_precision_says_so(backend: str, op: str | None) -> None:
+    with pytest.raises(KernelproofError, match="precision="):
+        subject_of(backend, op, precision="tf32")
