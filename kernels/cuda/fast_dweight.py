@@ -21,7 +21,7 @@ from .plan import SHARED_MEMORY, division, pitch_of
 from .tensor_core import ARITHMETIC
 from .weight_gradient import FILTERS, SLOTS, WARPGROUPS, WIDTH, Geometry
 
-ARITHMETIC_OF = {"strict": "strict", "fast": "strict", "tf32": "bf16x3", "fp16": "bf16x3", "bf16": "bf16"}
+ARITHMETIC_OF = {"strict": "strict", "fast": "strict", "tf32": "bf16x4", "fp16": "bf16x4", "bf16": "bf16"}
 """Sums run across images, so no scale serves a whole sum, and TF32 has no transposed operands."""
 
 LEAST_PIXELS = 64

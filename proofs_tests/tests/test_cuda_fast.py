@@ -58,10 +58,10 @@ def fast_kernels() -> Iterator[Any]:
         # 68 sums in each of two tuples and the scales of images leave a few registers too few.
         yield pytest.param(convolve, 288 if block.arithmetic.scaled else 96, id=convolve.name)
         yield pytest.param(pack, 0, id=pack.name)
-    for key in (("strict", 3, True), ("strict", 1, False), ("bf16x3", 2, False), ("bf16", 3, False)):
+    for key in (("strict", 3, True), ("strict", 1, False), ("bf16x4", 2, False), ("bf16", 3, False)):
         for kernel in m.fast_dweight._kernels(*key):
             yield pytest.param(kernel, 0, id=kernel.name)
-    for key in (("strict", 3), ("strict", 1), ("bf16x3", 3), ("bf16", 1)):
+    for key in (("strict", 3), ("strict", 1), ("bf16x4", 3), ("bf16", 1)):
         for kernel in m.wide_dweight._kernels(*key):
             yield pytest.param(kernel, 0, id=f"{kernel.name} of {key}")
     others = [
