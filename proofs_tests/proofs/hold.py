@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 from unittest import mock
 
@@ -20,6 +21,7 @@ from kernelproof.spec import UnsupportedError
 
 from . import manners, metamorphic, refusals  # noqa: F401 - they register their laws
 from .coverage import predicates
+from .fitting import fitted
 from .laws import Law, LawBroken, Observation
 from .problems import Problem, problems
 from .report import RATIO_BINS, Failure, Result
@@ -37,9 +39,11 @@ Of hundreds of convolutions, ten times ten had one past the 29th column every ti
 DIRECTED = 3
 """Problems drawn for each predicate of the coverage list that chance has left out."""
 
+ROUNDS = 5
+"""How often they are drawn, at most, when a kernel declines them."""
+
 PATIENCE = 20
 """Problems drawn for each one asked for, at most, when a kernel declines most of them."""
-
 
 WIDEST = 4096
 """Elements of the largest failing result whose differences are kept as a picture, beside the smallest case."""
@@ -83,6 +87,7 @@ class _Run:
     vacuous: int = 0
     unsupported: int = 0
     declined: str = ""
+    missed: Counter[str] = field(default_factory=Counter)
     worst: float = 0.0
     ratios: Counter[int] = field(default_factory=Counter)
     escape: float | None = None
@@ -90,14 +95,18 @@ class _Run:
     broken: LawBroken | None = None
     widest: LawBroken | None = None
 
-    def check(self, problem: Problem) -> None:
+    def check(self, problem: Problem, holds: Callable[[Problem], bool] = lambda problem: True) -> None:
+        """Check the law on a problem, or on one that fits the declaration, if the problem does not, and still holds."""
         if not self.subject.supports(problem):
-            self.decline(outside(self.subject))
-            return
+            self.decline(outside(self.subject), problem)
+            fitting = fitted(problem, lambda each: self.subject.supports(each) and self.law.where(each) and holds(each))
+            if fitting is None:
+                return
+            problem = fitting
         try:
             seen = self.check_one(self.law, problem)
         except (UnsupportedError, NotImplementedError) as error:
-            self.decline(reason(error))
+            self.decline(reason(error), problem)
             return
         except LawBroken as broken:
             self.broken = broken
@@ -110,11 +119,15 @@ class _Run:
         self.ratios[min(int(seen.ratio * RATIO_BINS), RATIO_BINS - 1)] += not seen.vacuous
         if seen.escape is not None:
             self.escape = max(self.escape or 0.0, seen.escape)
-        self.hit.update(name for name, holds in predicates(self.operator).items() if holds(problem))
+        self.hit.update(self.predicates_of(problem))
 
-    def decline(self, why: str, problems: int = 1) -> None:
-        self.unsupported += problems
+    def decline(self, why: str, problem: Problem) -> None:
+        self.unsupported += 1
         self.declined = self.declined or why
+        self.missed.update(self.predicates_of(problem))
+
+    def predicates_of(self, problem: Problem) -> Iterable[str]:
+        return (name for name, holds in predicates(self.operator).items() if holds(problem))
 
     @property
     def seen(self) -> int:
@@ -126,12 +139,25 @@ class _Run:
         strategy = strategy.filter(self.law.where)
         sizes = [min(TOGETHER, examples - drawn) for drawn in range(0, examples, TOGETHER)]
         for run, size in enumerate(sizes * PATIENCE):
-            if run >= len(sizes) and (self.seen >= examples or not self.unsupported):
+            # What is declared fits at once, or the law leads away from it; what is raised may be rare.
+            in_vain = not self.unsupported or (self.subject.limits and not self.seen)
+            if run >= len(sizes) and (self.seen >= examples or in_vain):
                 break
             draw(strategy, self.check, size, seed + run)
         for name, holds in predicates(self.operator).items():
-            if not (self.hit[name] or self.unsupported or name in self.law.never):
-                draw(strategy.filter(holds), self.check, DIRECTED, seed)
+            if self.seen and name not in self.law.never:
+                self.draw_with(name, holds, strategy.filter(holds), seed)
+
+    def draw_with(
+        self, name: str, holds: Callable[[Problem], bool], strategy: SearchStrategy[Problem], seed: int
+    ) -> None:
+        """Draw problems with a predicate until one is taken, unless the kernel seems to decline them all."""
+        for again in range(ROUNDS):
+            # Were they declined as seldom as other problems, so many of them would have been taken by now.
+            taken_by_chance = self.missed[name] * self.seen / max(1, self.unsupported)
+            if self.hit[name] or taken_by_chance >= DIRECTED or (again and not self.missed[name]):
+                break
+            draw(strategy, partial(self.check, holds=holds), DIRECTED, seed + again)
 
 
 def hold(
@@ -152,10 +178,10 @@ def hold(
             # Other threads of a Dask worker use `random` meanwhile, which hypothesis takes for ours.
             warnings.simplefilter("ignore", hypothesis.errors.HypothesisDeprecationWarning)
             if subject.unavailable:
-                run.decline(subject.unavailable, examples)
+                run.declined, run.unsupported = subject.unavailable, examples
                 known, examples = (), 0
             elif not law.needs(subject.kernel(operator)):
-                run.decline("what the law needs of it is not declared", examples)
+                run.declined, run.unsupported = "what the law needs of it is not declared", examples
                 examples = 0
             for problem in known:
                 if problem.dtype in subject.dtypes and problem.precision == subject.precision:

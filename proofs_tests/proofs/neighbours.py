@@ -20,7 +20,7 @@ def neighbour(problem: Problem, supports: Callable[[Problem], bool] = lambda pro
     Other values if there is nothing else to change: the same shapes, dtype and options, so the hardest to tell apart.
     """
     values = problem.redrawn(1)
-    others = [values, *(each for each in _near(values) if _legal(each) and supports(each))]
+    others = [values, *(each for each in _near(values) if legal(each) and supports(each))]
     return others[problem.seed % len(others)]
 
 
@@ -71,7 +71,7 @@ def _near(problem: Problem) -> Iterator[Problem]:
             yield resized(problem, shapes, **{name: options[name] + 1})
 
 
-def _legal(problem: Problem) -> bool:
+def legal(problem: Problem) -> bool:
     """Whether the specification takes a call of these shapes and options, and its forward: a gradient may not tell."""
     try:
         for each in (problem, replace(problem, operator=problem.op.name)):

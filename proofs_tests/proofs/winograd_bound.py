@@ -20,6 +20,17 @@ SIZES: Mapping[str, int] = {"winograd2": 2, "winograd4": 4}
 """The tile size by the name of the precision class."""
 
 
+def is_winograd(problem: "Problem") -> bool:
+    """Whether a kernel that declares Winograd may compute the problem with it: elsewhere it rounds as others do."""
+    options = problem.options
+    return (
+        problem.precision in SIZES
+        and problem.operator in ("conv2d", "conv2d.dx", "conv2d.dweight")
+        and problem.shapes["weight"][2:] == (TAPS, TAPS)
+        and options["stride"] == options["dilation"] == (1, 1)
+    )
+
+
 def winograd_bound(problem: "Problem", magnitudes: Mapping[str, np.ndarray], u: float, tiny: float) -> np.ndarray:
     """For each element of a convolution or its gradient, the error that Winograd in unit roundoff u may leave."""
     size = SIZES[problem.precision or ""]
@@ -75,8 +86,14 @@ def _dweight(dy: np.ndarray, x: np.ndarray, size: int, groups: int, u: float) ->
     return _gamma(n * down * across + 2 * (terms + 1 + _terms(bt)), u) * dweight
 
 
-def _padded(x: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
-    return np.pad(x, ((0, 0), (0, 0), rows, columns))
+def _padded(x: np.ndarray, *sides: tuple[int, int]) -> np.ndarray:
+    """Padded; where the padding is negative, as the input gradient's past the filter's reach, cropped."""
+    padded = np.pad(x, ((0, 0), (0, 0), *((max(0, before), max(0, after)) for before, after in sides)))
+    kept = (
+        slice(max(0, -before), size - max(0, -after))
+        for (before, after), size in zip(sides, padded.shape[2:], strict=True)
+    )
+    return padded[:, :, *kept]
 
 
 def _tiles(x: np.ndarray, extent: int, step: int, down: int, across: int) -> np.ndarray:
