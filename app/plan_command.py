@@ -1,4 +1,7 @@
-"""`kernelproof plan`: which algorithm computes a convolution on this CPU, why, and what the others would cost."""
+"""`kernelproof plan`: which algorithm computes a convolution on this CPU, why, and what the others would cost.
+
+Or which kernels a GPU would launch for it (cuda_plan.py).
+"""
 
 import functools
 import math
@@ -43,12 +46,15 @@ def plan(
     dilation: str = "1",
     groups: int = 1,
     dtype: Literal["float32", "float64"] = "float32",
+    backend: Literal["cpu", "cuda"] = "cpu",
     precision: Precision = "strict",
     workspace_limit: int | None = None,
     measure: bool = False,
     json: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
 ) -> int:
     """Show which algorithm computes a convolution or its gradient on this CPU, why, and what the others would cost.
+
+    With --backend cuda: which kernels are launched for it on an H200, and the bytes of workspace that they take.
 
     Exit status: 0 told, 1 an algorithm is refuted, 2 wrong usage.
 
@@ -70,12 +76,14 @@ def plan(
         Groups of channels that do not see each other.
     dtype
         The arrays' scalar type.
+    backend
+        Where it is computed. For cuda no GPU is needed.
     precision
         What rounding is allowed.
     workspace_limit
         Bytes of workspace that may be taken. Left out: as many as are needed.
     measure
-        Hold each algorithm that may be taken to its rounding bound, then time it.
+        Hold each algorithm of the CPU that may be taken to its rounding bound, then time it.
     json
         Write the plan to this file; - for standard output.
     """
@@ -85,6 +93,17 @@ def plan(
     given = {"stride": stride, "padding": padding, "dilation": dilation}
     options = {name: _option(name, text) for name, text in given.items()} | {"groups": groups}
     problem = _problem(operator, _sizes("x", x, 4), _sizes("weight", weight, 4), options, dtype)
+    if backend == "cuda":
+        from .cuda_plan import launched, shown
+
+        if measure:
+            raise ParameterError("plan", "--measure with --backend cuda", "one of them", "Leave --measure out.")
+        with at_most(workspace_limit):
+            found = launched(problem, precision)
+        shown(errors if to_stdout else screen, found)
+        if json is not None:
+            write_json(found, json)
+        return PROVEN
     with at_most(workspace_limit):
         decision = planner.decide(planned(problem), precision)
         try:

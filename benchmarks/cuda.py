@@ -1,4 +1,4 @@
-"""Convolutions and a training step on a GPU beside PyTorch and cuDNN: times, errors against float64, roofline.
+"""Convolutions, training and inference on a GPU beside PyTorch and cuDNN: times, errors against float64, roofline.
 
     python benchmarks/cuda.py --json benchmarks/cuda.json --table docs/cuda.md
 
@@ -11,10 +11,12 @@ import argparse
 import datetime
 import functools
 import importlib.metadata
+import itertools
 import json
 import math
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,6 +279,48 @@ def training(batch: int, compiled: bool) -> dict[str, Any]:
     return row
 
 
+def inference(batch: int, compiled: bool) -> dict[str, Any]:
+    """CNN2 forward for a batch that lies elsewhere each time: the compiled chain; PyTorch as for the training step."""
+    chain = cnn2()
+    parameters = {key: torch.from_numpy(np.asarray(each)).cuda() for key, each in chain.initialise(0).items()}
+    batches = itertools.cycle([torch.randn(batch, 1, 28, 28, device="cuda") for _ in range(3)])
+    exact = torch_forward({key: each.double() for key, each in parameters.items()}, (x := next(batches)).double())
+    row: dict[str, Any] = {"batch": batch, "us": {}, "host": {}, "error": {}}
+
+    def measured(name: str, forward: Callable[[Any], Any]) -> None:
+        row["error"][name] = float((forward(x).double() - exact).norm() / exact.norm())
+        row["us"][name], row["host"][name] = event_time(lambda: forward(next(batches)), 200), host_time(forward, x)
+
+    with torch.no_grad():
+        for precision in LARGEST_ERROR:
+            measured(precision, functools.partial(chain.compile("cuda", precision=precision).forward, parameters))
+        for name, tf32 in (("fp32", False), ("tf32", True)):
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+            measured(f"torch eager {name}", functools.partial(torch_forward, parameters))
+            row["us"][f"torch graph {name}"] = event_time(
+                recorded(functools.partial(torch_forward, parameters, x)), 200
+            )
+            if compiled:
+                fast = functools.partial(torch.compile(torch_forward), parameters, x)
+                row["us"][f"torch.compile graph {name}"] = event_time(recorded(fast), 200)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    print(f"CNN2 forward, batch {batch}", {key: round(value) for key, value in row["us"].items()}, flush=True)
+    return row
+
+
+def host_time(call: Callable[[Any], Any], x: Any, count: int = 100) -> float:
+    """Microseconds until a call returns, the GPU's work not waited for: the least of five series."""
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(count):
+            call(x)
+        times.append((time.perf_counter() - start) * 1e6 / count)
+    torch.cuda.synchronize()
+    return min(times)
+
+
 def table(result: dict[str, Any]) -> str:
     """The page for the docs."""
     versions = ", ".join(f"{name} {result[name]}" for name in ("driver", "torch", "cuDNN", "numba-cuda", "numpy"))
@@ -315,6 +359,21 @@ def table(result: dict[str, Any]) -> str:
             names = "; ".join(f"{key} {value:.0f}" for key, value in row["us"].items())
             errors = "; ".join(f"{key} {value:.0e}" for key, value in row["error"].items())
             lines.append(f"- batch {row['batch']}: {names}. Errors: {errors}.")
+    if "inference" in result:
+        lines += [
+            "",
+            "CNN2 forward, microseconds one after the other on the stream, and in brackets until the call returned.",
+            "Ours is `chain.compile('cuda').forward` as it is called, each time on another batch; PyTorch's graphs",
+            "replay on one. Errors are relative, of the logits.",
+            "",
+        ]
+        for row in result["inference"]:
+            names = "; ".join(
+                f"{key} {value:.0f}" + (f" ({row['host'][key]:.0f})" if key in row["host"] else "")
+                for key, value in row["us"].items()
+            )
+            errors = "; ".join(f"{key} {value:.0e}" for key, value in row["error"].items())
+            lines.append(f"- batch {row['batch']}: {names}. Errors: {errors}.")
     return "\n".join(lines) + "\n"
 
 
@@ -350,6 +409,8 @@ def main() -> None:
         result["convolutions"] += measure(shape)
     write()  # The convolutions are kept whatever becomes of the rest.
     result["training"] = [training(batch, not options.no_compile) for batch in (256, 4096)]
+    write()
+    result["inference"] = [inference(batch, not options.no_compile) for batch in (256, 4096)]
     write()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from kernelproof.kernels.dispatch import is_device_array
 from kernelproof.spec.parameters import Gradients, Parameters
 
-from .arrays import SIMULATED, DeviceArray, Place, address_of, at, take
+from .arrays import SIMULATED, DeviceArray, Place, at, take
 from .recorded import MOST_BATCHES, Player, Remembered, are_own, described, given_from, is_ready, where
 from .tape import Memory, Tape, recorded_on
 from .workspace import aligned
@@ -142,15 +142,15 @@ class _Call:
         """As the batch was performed before."""
         training = batch.training
         if training is None:
-            (y,) = batch.forward([address_of(each) for each in self.arrays])
+            (y,) = batch.forward([*map(batch.forward.address, self.arrays)])
             return y, lambda dy: self.perform(key)[1](dy)
-        y, kept = training.forward([address_of(each) for each in self.arrays])
+        y, kept = training.forward([*map(training.forward.address, self.arrays)])
 
         def backward(dy: Any) -> Gradients:
             known = described([dy])
             if known is None or known[0] != training.dy or not is_ready(batch.place):
                 return self.perform(None)[1](dy)
-            given = [address_of(each) for each in (*self.arrays, dy, y, kept)]
+            given = [*map(training.backward.address, (*self.arrays, dy, y, kept))]
             *gradients, dx = training.backward(given) if self.of_x else (*training.backward(given), None)
             return Gradients(Parameters.unchecked(dict(zip(training.keys, gradients, strict=True))), dx)
 

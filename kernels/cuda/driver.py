@@ -25,6 +25,8 @@ from .tape import Address, Launch
 
 _FORMATS = {types.int64: "q", types.int32: "i4x", types.float32: "f4x", types.float64: "d"}
 _LOCK = threading.Lock()
+THOUGHT_OF, H200 = -1, 132
+"""The number of a GPU that is only thought of, an H200; its multiprocessors."""
 
 
 class Kernel:
@@ -51,25 +53,23 @@ class Kernel:
         across, down = blocks if isinstance(blocks, tuple) else (blocks, 1)
         if across * down == 0:
             return
-        driver = _driver()
-        error, device = driver.cuCtxGetDevice()
-        function = self._loaded.get(int(device)) if int(error) == 0 else None
-        if function is None:
-            function = self._load()
         values: list[Any] = []
         for argument in arguments:
             _flatten(argument, values)
         running = tape.running()
+        function = 0 if running is not None and running.is_dry else self._function()
         if running is not None:
             addresses = tuple((slot, each) for slot, each in enumerate(values) if isinstance(each, Address))
-            written = self._formats.pack(*values)
-            running.launches.append(Launch(int(function), (across, down), self.threads, shared, written, addresses))
+            sizes = (across, down), self.threads, shared
+            running.launches.append(Launch(self.name, int(function), *sizes, self._formats.pack(*values), addresses))
+            if running.is_dry:
+                return
         slots, pointers = self._slots_of_thread()
         self._formats.pack_into(slots, 0, *values)
         where = ctypes.addressof(pointers)
         _check(
             self.name,
-            driver.cuLaunchKernel(function, across, down, 1, self.threads, 1, 1, shared, stream, where, 0),
+            _driver().cuLaunchKernel(function, across, down, 1, self.threads, 1, 1, shared, stream, where, 0),
         )
 
     def _slots_of_thread(self) -> tuple[Any, Any]:
@@ -81,6 +81,12 @@ class Kernel:
             start, count = ctypes.addressof(slots), self._formats.size // 8
             pointers = self._thread.pointers = (ctypes.c_uint64 * count)(*range(start, start + 8 * count, 8))
             return slots, pointers
+
+    def _function(self) -> Any:
+        """As the driver knows it on the current GPU."""
+        error, device = _driver().cuCtxGetDevice()
+        function = self._loaded.get(int(device)) if int(error) == 0 else None
+        return self._load() if function is None else function
 
     def _load(self) -> Any:
         device, driver = cuda.current_context().device, _driver()
@@ -145,13 +151,13 @@ def _driver() -> Any:
 @functools.cache
 def is_hopper(device: int) -> bool:
     """Whether the GPU of that number has compute capability 9.0."""
-    return tuple(cuda.gpus[device].compute_capability) == (9, 0)
+    return device == THOUGHT_OF or tuple(cuda.gpus[device].compute_capability) == (9, 0)
 
 
 @functools.cache
 def multiprocessors(device: int) -> int:
     """Of the GPU of that number."""
-    return cuda.gpus[device].MULTIPROCESSOR_COUNT
+    return H200 if device == THOUGHT_OF else cuda.gpus[device].MULTIPROCESSOR_COUNT
 
 
 def _check(name: str, result: tuple[Any, ...]) -> Any:

@@ -7,6 +7,7 @@ in it, and telling a kernel of it another address 0.5 us. So nothing is copied t
 import ctypes
 import functools
 import sys
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import c_uint, c_uint64, c_void_p
@@ -49,9 +50,9 @@ class _Node:
 
 
 class Graph:
-    """Launches one after the other; `spots` says where each memory that they name lies in a call's memories."""
+    """Launches one after the other on a stream; `spots` says where in a call's memories each that they name lies."""
 
-    def __init__(self, launches: Sequence[Launch], spots: Mapping[Memory, Spot]) -> None:
+    def __init__(self, launches: Sequence[Launch], spots: Mapping[Memory, Spot], stream: int) -> None:
         self._nodes = [_Node(each) for each in launches]
         self._uses: dict[int, list[tuple[_Node, int, int]]] = {}
         for node, launch in zip(self._nodes, launches, strict=True):
@@ -59,6 +60,7 @@ class Graph:
                 number, offset = spots[address.memory]
                 self._uses.setdefault(number, []).append((node, slot, offset + address.offset))
         self._at: Sequence[int] = ()
+        self._stream = c_void_p(stream)
         driver, graph, self._executable = _driver(), c_void_p(), c_void_p()
         _done(driver.create(ctypes.byref(graph), 0))
         # Kept as long as the executable, whose kernels are named by it.
@@ -71,7 +73,7 @@ class Graph:
         _done(driver.instantiate(ctypes.byref(self._executable), graph, c_uint64(0)))
         weakref.finalize(self, driver.destroy_executable, self._executable).atexit = False
 
-    def __call__(self, addresses: Sequence[int], stream: int) -> None:
+    def __call__(self, addresses: Sequence[int]) -> None:
         """Launch it on the memories that start at these addresses; not from two threads at once."""
         if addresses != self._at:
             moved = set()
@@ -84,7 +86,7 @@ class Graph:
             for node in moved:
                 _done(_driver().move(self._executable, node.handle, node.parameters))
             self._at = addresses
-        _done(_driver().launch(self._executable, c_void_p(stream)))
+        _done(_driver().launch(self._executable, self._stream))
 
 
 class _Driver:
@@ -102,16 +104,25 @@ class _Driver:
 _driver = functools.cache(_Driver)
 
 
+class _Answer(threading.local):
+    """Where the driver writes a number for this thread."""
+
+    def __init__(self) -> None:
+        self.number = ctypes.c_int()
+        self.place = ctypes.byref(self.number)
+
+
+_answer = _Answer()
+
+
 def is_on(device: int) -> bool:
     """Whether this thread works on the GPU of that number."""
-    number = ctypes.c_int(-1)
-    return _driver().current_device(ctypes.byref(number)) == 0 and number.value == device
+    return _driver().current_device(_answer.place) == 0 and _answer.number.value == device
 
 
 def is_capturing(stream: int) -> bool:
     """Whether someone records the stream's work in a graph of theirs, or the driver will not say."""
-    status = ctypes.c_int(0)
-    return _driver().is_capturing(c_void_p(stream), ctypes.byref(status)) != 0 or status.value != 0
+    return _driver().is_capturing(c_void_p(stream), _answer.place) != 0 or _answer.number.value != 0
 
 
 def _done(error: int) -> None:

@@ -43,6 +43,7 @@ class Address(int):
 class Launch:
     """A kernel with its arguments, eight bytes each, and which of them are addresses."""
 
+    name: str
     function: int
     blocks: tuple[int, int]
     threads: int
@@ -52,13 +53,17 @@ class Launch:
 
 
 class Tape:
-    """The launches of one call, in order, and the memory that it took; `before` is what earlier tapes took for it."""
+    """The launches of one call, in order, and the memory that it took; `before` is what earlier tapes took for it.
 
-    def __init__(self, before: Sequence[Memory] = ()) -> None:
+    While a dry one runs, nothing is launched: dry.py.
+    """
+
+    def __init__(self, before: Sequence[Memory] = (), is_dry: bool = False) -> None:
         self.launches: list[Launch] = []
         self.taken: list[Memory] = []
         self.is_whole = True
         """Whether all that the call did is on the tape."""
+        self.is_dry = is_dry
         self._before = tuple(before)
 
     def take(self, start: int, size: int) -> Memory:

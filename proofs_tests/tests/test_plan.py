@@ -69,6 +69,8 @@ def test_a_wrong_algorithm_is_refuted_and_not_timed(monkeypatch: pytest.MonkeyPa
         ({"x": "2x16x1x1"}, "does not fit"),
         ({"x": f"{2**31}x16x9x8"}, "--x"),
         ({"workspace_limit": 0}, "workspace_limit(0)"),
+        ({"backend": "cuda", "measure": True}, "--measure"),
+        ({"backend": "cuda", "groups": 3}, "groups=3"),
         ({"operator": "relu"}, "conv2d.dweight"),
     ],
     ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",
@@ -99,3 +101,24 @@ def test_at_scale_an_error_in_the_last_image_is_found(operator: str, images: int
     assert worst_error(kernel, problem) <= 1
     with pytest.raises(LawBroken):
         worst_error(blind, problem)
+
+
+def of_cuda(capsys: pytest.CaptureFixture[str], operator: str, **options: Any) -> dict[str, Any]:
+    shapes = {"x": "32x64x56x56", "weight": "64x64x3x3", "padding": "1", "groups": 1}
+    return told(capsys, operator, **{**shapes, "backend": "cuda", **options})
+
+
+@pytest.mark.parametrize("operator", ["conv2d", "conv2d.dx", "conv2d.dweight"])
+def test_the_launches_of_a_gpu_are_told_without_one(operator: str, capsys: Any) -> None:
+    found = of_cuda(capsys, operator)
+    assert found["workspace"] > 0
+    assert any(each["shared"] > 48 * 1024 for each in found["launches"])  # A kernel that only Hopper has room for.
+    assert of_cuda(capsys, operator, workspace_limit=found["workspace"]) == found
+    limited = of_cuda(capsys, operator, workspace_limit=found["workspace"] - 1)
+    assert limited["workspace"] == 0
+    assert [each["shared"] for each in limited["launches"]] == [0]
+
+
+def test_float64_takes_no_workspace_on_a_gpu(capsys: Any) -> None:
+    found = of_cuda(capsys, "conv2d", dtype="float64")
+    assert (found["workspace"], len(found["launches"])) == (0, 1)

@@ -1,0 +1,1 @@
+../../app/cuda_plan.py
