@@ -33,7 +33,7 @@ bench: $(VENV)/bench  ## Time the CPU kernels beside PyTorch, ONNX Runtime and J
 bench-full: $(VENV)/bench  ## The same with whole networks' convolutions and how times scale: about an hour
 	@$(BIN)/python benchmarks/cpu.py --full
 
-mutants: $(VENV)/mutants  ## Plant every generic fault in the specifications and generators: hours, resumed where it was left
+mutants: $(VENV)/mutants  ## Plant every generic fault in specifications, generators and CPU kernels: days; a run resumes where it was left
 	@$(BIN)/python benchmarks/mutants.py
 
 clean:  ## Remove what the other targets made

@@ -7,12 +7,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-Tests: TypeAlias = tuple[Sequence[str], str]
+Stage: TypeAlias = tuple[Sequence[str], str]
 """Files of tests, and a choice among them as pytest's -k."""
+
+Tests: TypeAlias = Sequence[Stage]
+"""One after the other, until a test fails."""
 
 HEAVY = ("beartype", "hypothesis", "jaxtyping", "numba", "numpy", "pytest")
 """Imported once, before the process of each mutant is forked."""
@@ -23,6 +27,7 @@ class Laboratory:
 
     def __init__(self, original: Path) -> None:
         self.original = original
+        self._seconds: dict[Stage, float] = {}
 
     def __enter__(self) -> "Laboratory":
         self._folder = tempfile.TemporaryDirectory(prefix="mutants-")
@@ -42,27 +47,39 @@ class Laboratory:
     def __exit__(self, *exception: object) -> None:
         self._folder.cleanup()
 
-    def test(self, module: str, source: str, tests: Tests, time_limit: float | None) -> str:
-        """The test among these that fails when the module has this source, "" if none does."""
+    def seconds_without_fault(self, module: str, stage: Stage) -> float:
+        """How long tests take that know this module, as it is; raises SystemExit if one fails."""
+        if stage not in self._seconds:
+            started = time.perf_counter()
+            if broken := self.test(module, (self.root / module).read_text(), {stage: None}):
+                raise SystemExit(f"{module}: {broken} fails without any mutant")
+            self._seconds[stage] = time.perf_counter() - started
+        return self._seconds[stage]
+
+    def test(self, module: str, source: str, limits: Mapping[Stage, float | None]) -> str:
+        """The test that fails when the module has this source, "" if none does, in these stages of so many seconds."""
         file = self.root / module
         clean = file.read_bytes()
         with tempfile.TemporaryDirectory() as cache:
             try:
                 file.write_text(source)
-                return self._run(module, tests, cache, time_limit)
+                return self._run(module, limits, cache)
             finally:
                 file.write_bytes(clean)
 
-    def _run(self, module: str, tests: Tests, cache: str, time_limit: float | None) -> str:
+    def _run(self, module: str, limits: Mapping[Stage, float | None], cache: str) -> str:
         fork = multiprocessing.get_context("fork")
         here, there = fork.Pipe(duplex=False)
-        child = fork.Process(target=_tests, args=(self.root, module, tests, cache, there))
+        child = fork.Process(target=_tests, args=(self.root, module, list(limits), cache, there))
         child.start()
         there.close()
         try:
-            if not here.poll(time_limit):
-                return "it does not end"
-            return here.recv()
+            for limit in limits.values():
+                if not here.poll(limit):
+                    return "it does not end"
+                if killer := here.recv():
+                    return killer
+            return ""
         except EOFError:
             child.join()
             return f"exit status {child.exitcode}"
@@ -100,15 +117,19 @@ def _tests(root: Path, module: str, tests: Tests, cache: str, answer: Any) -> No
         os.environ["XDG_CACHE_HOME"] = cache  # Kernels are compiled anew.
     import pytest
 
-    files, choice = tests
     first = _FirstFailure()
-    paths = [str(root / "proofs_tests" / "tests" / name) for name in files]
-    status = pytest.main(
-        ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "-k", choice, *paths], plugins=[first]
-    )
-    package = importlib.import_module("kernelproof")
-    if not str(package.__file__).startswith(str(root)):
-        raise ImportError(f"{package.__file__} was tested, and not the copy in {root}")
-    other = "it cannot be imported" if status == pytest.ExitCode.USAGE_ERROR else f"pytest's exit status {int(status)}"
-    answer.send(first.name or ("" if status == 0 else other))
+    for files, choice in tests:
+        paths = [str(root / "proofs_tests" / "tests" / name) for name in files]
+        status = pytest.main(
+            ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "-k", choice, *paths], plugins=[first]
+        )
+        package = importlib.import_module("kernelproof")
+        if not str(package.__file__).startswith(str(root)):
+            raise ImportError(f"{package.__file__} was tested, and not the copy in {root}")
+        other = (
+            "it cannot be imported" if status == pytest.ExitCode.USAGE_ERROR else f"pytest's exit status {int(status)}"
+        )
+        answer.send(first.name or ("" if status == 0 else other))
+        if status:
+            break
     os._exit(0)
