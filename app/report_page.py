@@ -41,7 +41,11 @@ def report_page(report: Report) -> str:
         statements=sorted({(result.level, result.law, result.statement) for result in results}),
         failures=[(result, reproduction(result, report), heat_map(result)) for result in report.failures],
         histograms=[(result, histogram(result.ratios)) for result in results if sum(result.ratios)],
-        coverage=[(operator, report.hit(operator)) for operator in report.operators if report.hit(operator)],
+        coverage=[
+            (operator, report.hit(operator), report.hit(operator, "L1"))
+            for operator in report.operators
+            if report.hit(operator)
+        ],
         facts=facts(report),
         command=command(report),
         why_unchecked=why_unchecked,

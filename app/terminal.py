@@ -82,6 +82,8 @@ def show_report(console: Console, report: Report) -> None:
     if declined := sum(result.unsupported for result in report.laws):
         reasons = dict.fromkeys(result.declined for result in report.laws if result.declined)
         console.print(f"{count(declined, 'problem')} declined: {'; '.join(reasons)}", markup=False)
+    for operator, (found, planted) in report.museum.items():
+        console.print(f"The same run finds {found} of the museum's {count(planted, 'fault')} in {operator}")
     first = {result.operator: result for result in reversed(report.failures)}.values()
     for result in report.failures:
         if result not in first:

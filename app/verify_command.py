@@ -29,6 +29,7 @@ def verify(
     time_limit: float = 120.0,
     shard: str | None = None,
     cases: Path = Path(".kernelproof/cases"),
+    museum: Annotated[bool, Parameter(negative=())] = False,
     workers: int = 1,
     executor: Literal["processes", "dask"] = "processes",
     scheduler: str | None = None,
@@ -77,6 +78,9 @@ def verify(
         Hold it to a part of the laws only: 3/16 is the third of every sixteen.
     cases
         Folder where failing cases are saved, for kernelproof replay; the next verify of the kernel tries them first.
+    museum
+        Say too how many real faults, planted in other kernels, the same run finds: how strong it is. One that it does
+        not find takes as long as the run itself.
     workers
         Processes that share the laws.
     executor
@@ -124,7 +128,8 @@ def verify(
     ):
         report = hold_to_laws(
             subject, level=level or None, examples=examples, seed=seed, progress=progress,
-            time_limit=None if own else time_limit, shard=shard, cases=known, executor=workforce,
+            time_limit=None if own else time_limit, shard=shard, cases=known, museum=museum,
+            executor=workforce,
         )  # fmt: skip
     show_report(console, report)
     keep(console, report, cases)

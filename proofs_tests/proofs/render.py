@@ -68,9 +68,12 @@ def facts(report: Report) -> dict[str, str]:
     told = {name: ", ".join(value) if isinstance(value, list) else str(value) for name, value in declared.items()}
     if "layouts" in declared:
         told["layouts"] = ", ".join(f"{name}={axes}" for name, axes in report.layouts.items())
+    found = ", ".join(f"{operator} {found} of {planted}" for operator, (found, planted) in report.museum.items())
+    museum = {"the museum's faults that it finds": found} if found else {}
     return {
         "precision": report.precision,
         **told,
+        **museum,
         "problems a law": str(report.examples),
         "seed": str(report.seed),
         "source": report.source or "none",

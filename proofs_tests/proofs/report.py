@@ -87,6 +87,7 @@ class Report:
     """Every result of one `verify`, with what is needed to run it again.
 
     `declared` is what the author said about the kernel, `source` names the state of its source, if Python has it.
+    `museum` says for each operator how many of the museum's faults the same run finds, and of how many.
     """
 
     kernel: str
@@ -96,6 +97,7 @@ class Report:
     declared: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
+    museum: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -175,11 +177,11 @@ class Report:
         """How likely a wrong kernel is to pass one problem, for the weakest of the exact laws (L1)."""
         return max((result.escape for result in self.results if result.level == "L1" and result.escape), default=None)
 
-    def hit(self, operator: str) -> dict[str, int]:
-        """How many problems of this operator each predicate has seen, over all laws."""
+    def hit(self, operator: str, level: str | None = None) -> dict[str, int]:
+        """How many problems of this operator each predicate has seen, over all laws or those of a level."""
         counts: Counter[str] = Counter()
         for result in self.results:
-            if result.operator == operator:
+            if result.operator == operator and level in (None, result.level):
                 counts.update(result.hit)
         return dict(counts)
 
@@ -195,7 +197,8 @@ class Report:
         if data.get("schema") != SCHEMA:
             raise ParameterError("report", f"schema {data.get('schema')!r}", repr(SCHEMA), "Write it anew with verify.")
         given = {name: data[name] for name in ("kernel", "seed", "examples", "declared", "source", "versions")}
-        return Report(results=tuple(map(_result, data["results"])), **given)
+        museum = {operator: (found, planted) for operator, (found, planted) in data.get("museum", {}).items()}
+        return Report(results=tuple(map(_result, data["results"])), museum=museum, **given)
 
 
 def _result(data: Mapping[str, Any]) -> Result:

@@ -11,6 +11,7 @@ from kernelproof.spec import OPERATORS, ParameterError
 from .cases import Case, known
 from .jobs import Job, merge, run_jobs, share
 from .laws import LAWS, Law
+from .power import power
 from .problems import Problem
 from .report import Failure, Report, Result
 from .shape_algebra import THEOREMS, Theorem, prove
@@ -37,6 +38,7 @@ def verify(
     time_limit: float | None = None,
     shard: str | None = None,
     cases: Iterable[Case] = (),
+    museum: bool = False,
     executor: Executor | None = None,
     progress: Callable[[Result], None] = lambda result: None,
 ) -> Report:
@@ -53,7 +55,8 @@ def verify(
     kept in a process of its own, so that a crash or a hang is a result; bad input (L9) always is tried in one, on
     backends, and on other kernels where `level` names it. `executor` spreads the laws over workers; one with processes
     needs `if __name__ == "__main__":` in a script. `shard="3/16"` holds it to the third of every sixteen laws. `cases`
-    that broke a law before (see `kernelproof.proofs.cases`) are tried first. `progress` is called with each result.
+    that broke a law before (see `kernelproof.proofs.cases`) are tried first. With `museum` the report says how many
+    real faults, planted in other kernels, the same run finds. `progress` is called with each result.
 
     Raises ParameterError for an unknown operator, level, backend or declaration.
     """
@@ -85,7 +88,8 @@ def verify(
         if not left[place]:
             progress(merged[place])
     results += [merged[place] for place in places if place in merged]
-    return Report(subject.name, seed, examples, tuple(results), subject.declared, subject.source)
+    strength = power(subject, places, examples, seed) if museum else {}
+    return Report(subject.name, seed, examples, tuple(results), subject.declared, subject.source, museum=strength)
 
 
 def work_of(subject: Subject, levels: Iterable[str], shard: str | None = None) -> Sequence[Theorem | tuple[str, str]]:
