@@ -58,8 +58,10 @@ def startup(rounds: int, samples: Samples) -> dict[str, Any]:
 def _seconds(code: str, times: int = 5, **environment: str) -> float:
     """Median over fresh processes of what the code takes, or takes from where it sets `started` again."""
     command = [sys.executable, "-c", TIMED.format(code)]
+    # Python keeps bytecode wherever nobody forbids it.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return statistics.median(
-        float(subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout)
+        float(subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=True).stdout)
         for _ in range(times)
     )
 
