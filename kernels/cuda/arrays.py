@@ -38,30 +38,35 @@ class Place:
 
     def empty(self, shape: Sequence[int], dtype: Any) -> "DeviceArray":
         """A new row-major array that holds anything; the kernel writes all of it."""
-        dtype = np.dtype(dtype)
+        is_bfloat16 = isinstance(dtype, str) and dtype == "bfloat16"
+        dtype = np.dtype("float16" if is_bfloat16 else dtype)
         size = math.prod(shape) * dtype.itemsize
         allowance.count(size)
         if self.library == "torch":
             torch = sys.modules["torch"]
-            new = torch.empty(tuple(shape), dtype=getattr(torch, dtype.name), device=f"cuda:{self.device}")
+            name = "bfloat16" if is_bfloat16 else dtype.name
+            new = torch.empty(tuple(shape), dtype=getattr(torch, name), device=f"cuda:{self.device}")
         elif self.library == "cupy":
             new = sys.modules["cupy"].empty(tuple(shape), dtype)
         else:
             new = cuda.device_array(tuple(shape), dtype, stream=numba_stream(self.stream))
         running = tape.running()
-        if running is None:
-            return DeviceArray(new, dtype, self)
-        return DeviceArray(new, dtype, self, running.take(address_of(new), size))
+        memory = None if running is None else running.take(address_of(new), size)
+        return DeviceArray(new, dtype, self, memory, is_bfloat16)
 
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """A caller's array as doors and kernels see it: a shape, numpy's dtype, and the place of the call."""
+    """A caller's array as doors and kernels see it: a shape, numpy's dtype, and the place of the call.
+
+    numpy has no bfloat16, so such an array has the dtype of the other half precision, and is marked.
+    """
 
     owner: Any
     dtype: np.dtype
     place: Place
     memory: Memory | None = None  # Known while a tape runs.
+    is_bfloat16: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,6 +79,11 @@ class DeviceArray:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def scalar(self) -> str:
+        """The name of its scalar type."""
+        return "bfloat16" if self.is_bfloat16 else self.dtype.name
 
     @property
     def nbytes(self) -> int:
@@ -122,7 +132,7 @@ class DeviceArray:
         return self._like(self.owner[index])
 
     def _like(self, owner: Any) -> "DeviceArray":
-        return DeviceArray(owner, self.dtype, self.place, self.memory)
+        return DeviceArray(owner, self.dtype, self.place, self.memory, self.is_bfloat16)
 
     def empty(self, shape: Sequence[int], dtype: Any = None) -> "DeviceArray":
         """A new array beside this one, of its scalar type unless another is asked for."""
@@ -180,7 +190,9 @@ def on_device(
     operator: Operator[...], kernel: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call `kernel` through the operator's door as `run` calls functions."""
-    return run(operator.__name__, functools.partial(operator.perform, kernel), args, kwargs)
+    from .half import performed  # It launches, and so stands on this module.
+
+    return run(operator.__name__, functools.partial(performed, operator, kernel), args, kwargs)
 
 
 def run(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -257,7 +269,8 @@ def take(operator: str, argument: Any, place: Place) -> Any:
     elif not is_device_array(argument):
         return argument
     if library_of(argument) == "torch":
-        return DeviceArray(argument, _tensor_dtype(operator, argument), place)
+        dtype = _tensor_dtype(operator, argument)
+        return DeviceArray(argument, dtype, place, is_bfloat16=str(argument.dtype) == "torch.bfloat16")
     if library_of(argument) == "numba" and not hasattr(argument, "__cuda_ndarray__"):
         argument = cuda.as_cuda_array(argument, sync=False)
     return DeviceArray(argument, np.dtype(argument.dtype), place)
@@ -272,8 +285,8 @@ def _tensor_dtype(operator: str, tensor: Any) -> np.dtype:
             "Pass x.detach().",
         )
     try:
-        return np.dtype(str(tensor.dtype).removeprefix("torch."))
+        return np.dtype(str(tensor.dtype).removeprefix("torch.").replace("bfloat16", "float16"))
     except TypeError:
         raise DtypeError(
-            operator, f"a tensor of {tensor.dtype}", "float32 or float64", "Convert with .float()."
+            operator, f"a tensor of {tensor.dtype}", "float32, float64, float16 or bfloat16", "Convert with .float()."
         ) from None

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
-
 from kernelproof.kernels.dispatch import is_device_array
+from kernelproof.spec.errors import DtypeError
 from kernelproof.spec.parameters import Gradients, Parameters
 
 from .arrays import SIMULATED, DeviceArray, Place, at, take
+from .half import half_of, narrowed, widened
 from .recorded import MOST_BATCHES, Player, Remembered, are_own, described, given_from, is_ready, where
 from .tape import Memory, Tape, recorded_on
 from .workspace import aligned
@@ -32,7 +32,7 @@ class Result(NamedTuple):
 
     memory: Memory | None
     shape: tuple[int, ...]
-    dtype: Any
+    scalar: str
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class _Batch:
                 kept[memory], size = size, aligned(size + memory.size)
         forward = Player(
             self.tape.launches, _spots([*self.given, self.y.memory], kept),
-            [(self.y.shape, self.y.dtype), ((size,), np.dtype(np.uint8))], self.place, len(self.given),
+            [(self.y.shape, self.y.scalar), ((size,), "uint8")], self.place, len(self.given),
         )  # fmt: skip
         given = [*self.given, dy.memory, self.y.memory]
         spots = _spots(given, kept) | {each.memory: Spot(len(given) + 1 + i, 0) for i, each in enumerate(results)}
-        shapes = [(each.shape, each.dtype) for each in results]
+        shapes = [(each.shape, each.scalar) for each in results]
         backward = Player(tape.launches, spots, shapes, self.place, len(given) + 1)
         self.training = _Training(forward, backward, key, tuple(gradients.parameters))
 
@@ -124,17 +124,20 @@ class _Call:
             tape = Tape() if key is not None and len(set(map(where, on_gpu))) == 1 and is_ready(place) else None
             taking = take if tape is None else given_from
             x, *parameters = (taking("SpecChain", each, place) for each in self.arrays)
+            half = half_of("SpecChain", (x, *parameters))
             with recorded_on(tape):
-                y, back = self.plain(dict(zip(self.names, parameters, strict=True)), x, self.of_x)
+                wide = map(widened, parameters)
+                y, back = self.plain(dict(zip(self.names, wide, strict=True)), widened(x), self.of_x)
+                y = y if half is None else narrowed(y, half)
         batch = None
         if tape is not None and tape.is_whole and are_own(tape, [y]):
             given = [each.memory for each in (x, *parameters)]
-            forward = Player(tape.launches, _spots([*given, y.memory], {}), [(y.shape, y.dtype)], place, len(given))
-            batch = _Batch(place, tape, given, Result(y.memory, y.shape, y.dtype), forward)
+            forward = Player(tape.launches, _spots([*given, y.memory], {}), [(y.shape, y.scalar)], place, len(given))
+            batch = _Batch(place, tape, given, Result(y.memory, y.shape, y.scalar), forward)
             self.batches.keep(key, batch)
 
         def backward(dy: Any) -> Gradients:
-            return _backward(back, dy, batch, on_gpu[0])
+            return _backward(back, dy, batch, half, on_gpu[0])
 
         return y.owner, backward
 
@@ -157,7 +160,7 @@ class _Call:
         return y, backward
 
 
-def _backward(back: Callable[[Any], Gradients], dy: Any, batch: _Batch | None, x: Any) -> Gradients:
+def _backward(back: Callable[[Any], Gradients], dy: Any, batch: _Batch | None, half: str | None, x: Any) -> Gradients:
     """The gradients through the chain; what it does is kept for the batch, if that does not know it yet."""
     known = described([dy]) if batch is not None and batch.training is None else None
     with at("SpecChain", [dy if is_device_array(dy) else x]) as place:
@@ -165,8 +168,15 @@ def _backward(back: Callable[[Any], Gradients], dy: Any, batch: _Batch | None, x
         if batch is not None and known is not None and place == batch.place and is_ready(place):
             tape = Tape(batch.tape.taken)
         taken = take("SpecChain", dy, place) if tape is None else given_from("SpecChain", dy, place)
+        if half != half_of("SpecChain", [taken]):
+            raise DtypeError(
+                "SpecChain", f"dy is {getattr(dy, 'dtype', dy)}", f"{half or x.dtype}, as x", "Convert it first."
+            )
         with recorded_on(tape):
-            came = back(taken)
+            came = back(widened(taken))
+            if half is not None:
+                rounded = {key: narrowed(each, half) for key, each in came.parameters.items()}
+                came = Gradients(Parameters.unchecked(rounded), narrowed(came.x, half))
     if batch is not None and known is not None and tape is not None:
         batch.learn(tape, taken, known[0], came)
     gradients = {key: each.owner for key, each in came.parameters.items()}

@@ -9,6 +9,7 @@ Performed as ever are calls with arrays of several libraries or streams, with cl
 or while the caller records a graph of their own.
 """
 
+import dataclasses
 import functools
 import operator as operator_module
 import sys
@@ -21,6 +22,7 @@ from kernelproof.kernels.limits import workspace
 from kernelproof.spec.operator import Operator
 
 from .arrays import SIMULATED, DeviceArray, Place, address_of, library_of, on_device, place_of, take
+from .half import performed
 from .tape import Memory, Tape, recorded_on
 from .workspace import Lifetime, Pool, laid_out
 
@@ -42,11 +44,11 @@ class Player:
     """
 
     def __init__(
-        self, launches: Sequence[Any], spots: Mapping[Memory, Any], results: Sequence[tuple[Any, Any]], place: Place,
+        self, launches: Sequence[Any], spots: Mapping[Memory, Any], results: Sequence[tuple[Any, str]], place: Place,
         given: int,
     ) -> None:  # fmt: skip
         self._place, self._launches, self.address = place, launches, ADDRESS[place.library]
-        self._empty = [_maker(place, shape, dtype) for shape, dtype in results]
+        self._empty = [_maker(place, shape, scalar) for shape, scalar in results]
         uses: dict[Memory, list[int]] = {}
         for time, launch in enumerate(launches):
             for _, address in launch.addresses:
@@ -69,13 +71,13 @@ class Player:
         return results
 
 
-def _maker(place: Place, shape: Sequence[int], dtype: Any) -> Callable[[], Any]:
+def _maker(place: Place, shape: Sequence[int], scalar: str) -> Callable[[], Any]:
     """Makes new arrays of the place's library."""
     if place.library != "torch":
-        return lambda: place.empty(shape, dtype).owner
+        return lambda: place.empty(shape, scalar).owner
     torch = sys.modules["torch"]
     # Beside an array of one number that seems to have this shape: half the time of torch.empty.
-    like = torch.empty((), dtype=getattr(torch, dtype.name), device=torch.device("cuda", place.device)).expand(shape)
+    like = torch.empty((), dtype=getattr(torch, scalar), device=torch.device("cuda", place.device)).expand(shape)
     return functools.partial(torch.empty_like, like, memory_format=torch.contiguous_format)
 
 
@@ -111,7 +113,7 @@ def _learn(value: Any) -> Callable[[Any], Any]:
     kind, library = type(value), library_of(value)
     if library == "torch":
         torch = sys.modules["torch"]
-        _FLOATS.update((torch.float32, torch.float64))
+        _FLOATS.update((torch.float32, torch.float64, torch.float16, torch.bfloat16))
         _DESCRIBED[torch.Size] = tuple.__repr__
         _DESCRIBED[kind] = _of_torch
     elif library == "cupy":
@@ -172,7 +174,7 @@ class Remembered:
 def given_from(operator: str, array: Any, place: Place) -> DeviceArray:
     """A caller's array, whose memory is told from all others."""
     taken = take(operator, array, place)
-    return DeviceArray(taken.owner, taken.dtype, place, Memory(address_of(taken.owner), 0))
+    return dataclasses.replace(taken, memory=Memory(address_of(taken.owner), 0))
 
 
 def are_own(tape: Tape, results: Sequence[DeviceArray]) -> bool:
@@ -219,7 +221,7 @@ class Calls:
             tape = Tape()
             with recorded_on(tape):
                 named = dict(zip(kwargs, values[len(args) :], strict=True))
-                came = operator.perform(kernel(operator), *values[: len(args)], **named)
+                came = performed(operator, kernel(operator), *values[: len(args)], **named)
             results = came if isinstance(came, tuple) else (came,)
             if tape.is_whole and are_own(tape, results):
                 player = self._player(tape, [values[i] for i in positions], results, place)
@@ -231,4 +233,4 @@ class Calls:
     @staticmethod
     def _player(tape: Tape, given: Sequence[DeviceArray], results: Sequence[DeviceArray], place: Place) -> Player:
         spots = {each.memory: Spot(number, 0) for number, each in enumerate((*given, *results))}
-        return Player(tape.launches, spots, [(each.shape, each.dtype) for each in results], place, len(given))
+        return Player(tape.launches, spots, [(each.shape, each.scalar) for each in results], place, len(given))
