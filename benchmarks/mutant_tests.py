@@ -44,10 +44,21 @@ FUSED = (("test_fusion.py",), "")
 TILED = (("test_winograd.py",), "")
 MICRO = (("test_micro_kernels.py",), "")
 
-DEPTHWISE: Tests = (at_edges("depthwise or behind"), algorithms("depthwise"), walls("depthwise"))
-PIXELS: Tests = (at_edges("pixel"), algorithms("pixel"), walls("pixel"))
-DIRECT: Tests = (algorithms("direct"), at_edges("infinite"), FUSED, walls("direct"))
-WINOGRAD: Tests = (TILED, algorithms("winograd"), (("test_fusion.py",), "tiled"), walls("winograd"))
+DEPTHWISE: Tests = (
+    at_edges("depthwise or behind"),
+    algorithms("depthwise"),
+    tasks("columns and depthwise"),
+    walls("depthwise"),
+)
+PIXELS: Tests = (at_edges("pixel"), algorithms("pixel"), tasks("columns and pixel"), walls("pixel"))
+DIRECT: Tests = (algorithms("direct"), at_edges("infinite"), FUSED, tasks("columns and direct"), walls("direct"))
+WINOGRAD: Tests = (
+    TILED,
+    algorithms("winograd"),
+    (("test_fusion.py",), "tiled"),
+    tasks("columns and winograd"),
+    walls("winograd"),
+)
 LINEAR: Tests = (at_edges("linear"), laws("linear"), promises("linear and bits"), walls("linear"))
 POOL: Tests = (at_edges("pooling"), tasks("pooling"), laws("pool"), promises("pool and bits"), walls("pooling"))
 ELEMENTS: Tests = (
@@ -81,11 +92,15 @@ TESTS: Mapping[str, Tests] = {
     "kernels/cpu/conv.py": (promises("conv2d or bias or infinite"), laws("dbias")),
     "kernels/cpu/convolution/depthwise.py": DEPTHWISE,
     "kernels/cpu/convolution/direct.py": DIRECT,
-    "kernels/cpu/convolution/direct_gradient.py": (algorithms("direct and dweight"), walls("direct")),
+    "kernels/cpu/convolution/direct_gradient.py": (
+        algorithms("direct and dweight"),
+        tasks("columns and direct"),
+        walls("direct"),
+    ),
     "kernels/cpu/convolution/pixel_gradient.py": PIXELS,
     "kernels/cpu/convolution/pixel_vectors.py": PIXELS,
-    "kernels/cpu/convolution/planner.py": (PLANS,),
-    "kernels/cpu/convolution/shifted_rows.py": (algorithms("shifted"),),
+    "kernels/cpu/convolution/planner.py": (PLANS, algorithms("whole")),
+    "kernels/cpu/convolution/shifted_rows.py": (algorithms("shifted"), tasks("columns and shifted")),
     "kernels/cpu/convolution/stencils.py": (*DEPTHWISE, *PIXELS),
     "kernels/cpu/convolution/strips.py": (*PIXELS, algorithms("direct")),
     "kernels/cpu/convolution/sweep.py": (*PIXELS, algorithms("direct"), PLANS),

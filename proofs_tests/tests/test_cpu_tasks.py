@@ -1,11 +1,15 @@
-"""The CPU kernels on arrays of several tasks, which the laws' problems reach by one element at most."""
+"""The CPU kernels on arrays of several tasks and on long rows, which the laws' problems hardly reach."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from kernelproof import kernels, spec
+from kernelproof.kernels.cpu.convolution.planner import ALGORITHMS, Algorithm, Problem
+from kernelproof.spec import Window
 
 
 def whole(seed: int, *shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -41,3 +45,24 @@ def test_pooling_of_several_stacks_of_images(shape: tuple[int, ...], kernel: Any
     assert np.array_equal(kernels.max_pool2d(x, **options), y)
     dy = whole(1, *y.shape)
     assert np.array_equal(kernels.max_pool2d_dx(dy, x, **options), spec.max_pool2d_dx(dy, x, **options))
+
+
+def long_rows(row: Algorithm) -> Iterator[Problem]:
+    """What an algorithm can do, with rows of thousands of columns."""
+    for stride, (filters, groups) in itertools.product((1, 2, 3), ((2, 2), (3, 1))):
+        window = Window((3, 3), (stride, stride), ((1, 1), (1, 1)))
+        asked = Problem(row.operator, (1, 2, 4, 9000), (filters, 2 // groups, 3, 3), window, groups, "float32")
+        if row.rounding == "strict" and all(need.holds(asked) for need in row.needs):
+            yield asked
+
+
+@pytest.mark.parametrize(("row", "asked"), [
+    pytest.param(row, asked, id=f"{row.name} {row.operator} in {asked.groups}, stride {asked.window.stride[0]}")
+    for row in ALGORITHMS for asked in long_rows(row)
+])  # fmt: skip
+def test_rows_of_thousands_of_columns(row: Algorithm, asked: Problem) -> None:
+    # Fours stay whole in the transforms of 2x2 tiles; 4x4 tiles round.
+    x, weight, dy = whole(0, *asked.x_shape), 4 * whole(1, *asked.weight_shape), 4 * whole(2, *asked.y_shape)
+    arrays = {"conv2d": (x, weight, None), "conv2d_dx": (dy, weight, x.shape), "conv2d_dweight": (dy, x, weight.shape)}
+    given = *arrays[row.operator], asked.window, asked.groups
+    assert np.array_equal(row.run(*given), getattr(spec, row.operator).body(*given))
