@@ -14,11 +14,11 @@ from numba import cuda
 from numba.cuda import types
 
 from . import ptx
-from .implicit_gemm import divided
 from .ptx import F32, constant, device_function, emit, unpacked
+from .slots import divided
 from .tensor_core import CHANNELS, SIXTEEN, gather
 
-THREADS = 128
+THREADS, SUMMERS = 128, 1024
 MOST_TAPS = 64
 """Inputs of a pixel that fit a thread's registers."""
 
@@ -329,18 +329,33 @@ def few_channels_gradient(rows: int, row: int, filters: int) -> Any:
     return kernel
 
 
+def _sum_on(builder: Any, arguments: list[Any]) -> Any:
+    total = arguments[0]
+    for value in unpacked(builder, arguments[1], CHANNELS):
+        total = builder.fadd(total, value)
+    return total
+
+
+add_on = device_function(types.float32(types.float32, SIXTEEN), _sum_on)
+"""`add_on(total, values)`: total and the values, one after the other."""
+
+
 def sum_of_shares(shares, result, lines, size):
-    """`result[i] = sum_j shares[j][i]`: every 32nd share in a lane, in rising order, then a fixed tree."""
-    lane = cuda.threadIdx.x & 31
-    i = cuda.grid(1) >> 5
-    total = types.float32(0)
-    if i < size:
-        for j in range(lane, lines, 32):
-            total += ptx.load_global(shares + (types.int64(j) * size + i) * 4)
-    for lanes in (16, 8, 4, 2, 1):
-        total += cuda.shfl_xor_sync(0xFFFFFFFF, total, lanes)
-    if i < size and lane == 0:
-        ptx.store_global(result + types.int64(i) * 4, total)
+    """`result[i] = sum_j shares[j][i]`: a warp adds every 32nd share of 32 entries in rising order, sixteen on their
+    way at a time, and what the warps have is added in rising order too."""
+    partial = cuda.shared.array(SUMMERS, types.float32)
+    thread = types.int32(cuda.threadIdx.x)
+    warp, entry, warps = thread >> 5, cuda.blockIdx.x * 32 + (thread & 31), SUMMERS // 32
+    total, at, step = types.float32(0), shares + (warp * size + entry) * 4, warps * size * 4
+    for left in range((lines - warp + warps - 1) // warps if entry < size else 0, 0, -CHANNELS):
+        total = add_on(total, gather(at, types.int32(step), types.int32(left)))
+        at += step * CHANNELS
+    partial[thread] = total
+    cuda.syncthreads()
+    if warp == 0 and entry < size:
+        for i in range(1, warps):
+            total += partial[thread + i * 32]
+        ptx.store_global(result + entry * 4, total)
 
 
 SUM = types.void(types.int64, types.int64, types.int64, types.int64)

@@ -11,11 +11,11 @@ from numba import cuda
 from numba.cuda import types
 
 from .arrays import DeviceArray
-from .direct import SUM, sum_of_shares
 from .driver import Kernel, multiprocessors
-from .implicit_gemm import divided
+from .fast_direct import add_shares
 from .plan import division
 from .ptx import F32, device_function, load_global, store_global, unpacked
+from .slots import divided
 from .tensor_core import CHANNELS, SIXTEEN, gather, scatter
 
 THREADS, BLOCKS = 256, 8
@@ -125,7 +125,6 @@ def _plane_sums(dy, shares, count, plane, step, multiplier, shift):
 
 
 _PLANE_SUMS = Kernel("plane sums", _plane_sums, types.void(*[types.int64] * 5, types.int32, types.int32), THREADS)
-_SUM = Kernel("sum_of_shares of planes", sum_of_shares, SUM, THREADS)
 
 
 def bias_gradient(dy: DeviceArray, dbias: DeviceArray) -> bool:
@@ -140,5 +139,5 @@ def bias_gradient(dy: DeviceArray, dbias: DeviceArray) -> bool:
     _PLANE_SUMS(
         (blocks, filters), stream, dy.address, shares.address, count, plane, filters * plane, *division(plane)
     )  # fmt: skip
-    _SUM(-(-filters * 32 // THREADS), stream, shares.address, dbias.address, lines, filters)
+    add_shares(-(-filters // 32), stream, shares.address, dbias.address, lines, filters)
     return True

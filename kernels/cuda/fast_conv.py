@@ -10,23 +10,24 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from . import fast_direct, implicit_gemm, pack
+from . import fast_direct, implicit_gemm, laid_out, pack
 from .again import input_gradient_again, output_again, tiles_of
 from .arrays import DeviceArray
 from .driver import Kernel, fill_with_zeros, is_hopper, multiprocessors
 from .plan import SHARED_MEMORY, Plan, Problem, explain, plan
 from .relu import in_one_piece
+from .slots import Block
 from .tensor_core import ARITHMETIC
 
 
 @functools.cache
-def _kernels(block: implicit_gemm.Block) -> tuple[Kernel, Kernel]:
+def _kernels(block: Block) -> tuple[Kernel, Kernel]:
     """The packing and the convolution of a block, compiled when first launched."""
     stage = (block.precision, block.rows, block.row, block.channels, block.filters)
     return (
         Kernel(f"pack {stage}", pack.kernel_of(*stage), pack.ARGUMENTS, pack.THREADS, "a"),
         Kernel(
-            f"implicit_gemm {block}", implicit_gemm.kernel_of(block), implicit_gemm.ARGUMENTS, implicit_gemm.THREADS,
+            f"implicit_gemm {block}", implicit_gemm.kernel_of(block), implicit_gemm.ARGUMENTS, block.threads,
             "a", SHARED_MEMORY,
         ),
     )  # fmt: skip
@@ -111,16 +112,20 @@ def launch(
     packing, convolving = _kernels(it.block)
     workspace = x.place.empty((-(-it.workspace // 4),), "int32")
     flags = DeviceArray(workspace.owner[: it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
-    packed = workspace.address + -(-4 * (it.pixel_tiles + 2 * it.lines + problem.images) // 128) * 128
-    scales = workspace.address + 4 * (it.pixel_tiles + it.lines) if it.block.arithmetic.scaled else 0
+    scales, packed, laid, _ = (workspace.address + offset for offset in it.offsets)
+    scales = scales if it.block.arithmetic.scaled else 0
     packing(it.lines, stream, weight.address + 4 * first_tap, packed, scales, workspace.address, it.filters)
     if scales:
         size = x.size // x.shape[0]
         blocks = max(1, min(-(-size // (16 * pack.THREADS)), -(-2112 // problem.images)))
         _greatest((blocks, problem.images), stream, x.address, scales, steps(x)[0], size)
+    if it.layout is not None:
+        laying = laid_out.kernel(it.block.precision, it.block.arithmetic.lowest)
+        laying(it.layout.blocks, stream, x.address, laid, workspace.address, scales, it.layout)
     convolving(
-        min(it.geometry.tiles, multiprocessors(device)), stream, x.address, packed, y.address + 4 * first_pixel,
-        bias.address if bias is not None else 0, scales, workspace.address, it.geometry, shared=it.shared,
+        min(it.geometry.tiles, multiprocessors(device)), stream, x.address if it.layout is None else laid, packed,
+        y.address + 4 * first_pixel, bias.address if bias is not None else 0, scales, workspace.address, it.geometry,
+        shared=it.shared,
     )  # fmt: skip
     return it, flags
 

@@ -12,8 +12,9 @@ from .plan import Problem, division
 
 FEW, FEWER, MANY_PIXELS = 4, 2, 1024
 """Channels or filters of a group are few up to 4; under 1024 pixels, where either way takes no time, up to 2."""
-SHARED_MEMORY, BLOCKS, MOST_GRADIENT_TAPS = 48 * 1024, 16, 49
-"""Bytes for a group's weights; blocks on a multiprocessor, so that many share a staging; sums that fit registers."""
+SHARED_MEMORY, BLOCKS, GRADIENT_BLOCKS, MOST_GRADIENT_TAPS = 48 * 1024, 16, 4, 49
+"""Bytes for a group's weights; blocks on a multiprocessor, so that many share a staging; fewer for a gradient, whose
+threads add up more pixels before warps add theirs; sums that fit registers."""
 MOST_SUMS, MOST_TOGETHER = 98, 8
 """Sums that fit a thread's registers beside the inputs; filters that a thread takes together."""
 TALL = 4
@@ -77,7 +78,7 @@ def _gradient_kernel(rows: int, row: int, filters: int) -> Kernel:
     return Kernel(f"direct gradient {rows, row, filters}", function, direct.GRADIENT, THREADS)
 
 
-_sum = Kernel("sum_of_shares", direct.sum_of_shares, direct.SUM, THREADS)
+add_shares = Kernel("sum_of_shares", direct.sum_of_shares, direct.SUM, direct.SUMMERS)
 
 
 def _geometry(problem: Problem, rectify: bool = False, tall: int = 1) -> Geometry:
@@ -133,10 +134,10 @@ def weight_gradient(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, windo
     pixels = problem.images * math.prod(problem.output)
     together = max(1, min(problem.filters, MOST_SUMS // math.prod(taps), MOST_TOGETHER))
     parts = groups * channels * -(-problem.filters // together)
-    blocks = min(-(-pixels // THREADS), max(1, BLOCKS * multiprocessors(x.place.device) // parts))
+    blocks = min(-(-pixels // THREADS), max(1, GRADIENT_BLOCKS * multiprocessors(x.place.device) // parts))
     lines, stream = blocks * THREADS // 32, x.place.stream
     shares = x.place.empty((lines * dweight.size,), "float32")
     _gradient_kernel(taps[0], taps[1], together)(
         (blocks, parts), stream, x.address, dy.address, shares.address, _geometry(problem)
     )
-    _sum(-(-dweight.size * 32 // THREADS), stream, shares.address, dweight.address, lines, dweight.size)
+    add_shares(-(-dweight.size // 32), stream, shares.address, dweight.address, lines, dweight.size)

@@ -12,8 +12,9 @@ from numba.cuda import types
 
 from . import ptx
 from .arrays import DeviceArray
-from .direct import SUM, warp_sums_of, zeros_of
+from .direct import warp_sums_of, zeros_of
 from .driver import Kernel, multiprocessors
+from .fast_direct import add_shares
 from .ptx import device_function, unpacked
 from .relu import in_one_piece
 from .tensor_core import CHANNELS, SIXTEEN, gather, scatter
@@ -35,18 +36,9 @@ def _dot(builder: Any, arguments: list[Any]) -> Any:
     return total
 
 
-def _sum_on(builder: Any, arguments: list[Any]) -> Any:
-    total = arguments[0]
-    for value in unpacked(builder, arguments[1], CHANNELS):
-        total = builder.fadd(total, value)
-    return total
-
-
 add = device_function(SIXTEEN(SIXTEEN, SIXTEEN, types.float32), _add)
 """`add(sums, values, factor)`."""
 dot = device_function(types.float32(SIXTEEN, SIXTEEN), _dot)
-add_on = device_function(types.float32(types.float32, SIXTEEN), _sum_on)
-"""`add_on(total, values)`: total and the values, one after the other."""
 zero, warp_sums = zeros_of(CHANNELS), warp_sums_of(CHANNELS)
 
 
@@ -87,16 +79,6 @@ def _linear_dweight(dy, x, shares, rows, features, outputs, y_n, y_k, x_n, x_c):
         scatter(sums, shares + (cuda.blockIdx.y * outputs * features + c) * 4, features * 4, outputs)
 
 
-def _sum(shares, result, lines, size):
-    """One thread per weight, sixteen shares on their way at a time, in rising order."""
-    for i in range(cuda.grid(1), size, cuda.gridsize(1)):
-        total = types.float32(0)
-        for j in range(0, lines, CHANNELS):
-            count = types.int32(min(CHANNELS, lines - j))
-            total = add_on(total, gather(shares + (j * size + i) * 4, size * 4, count))
-        ptx.store_global(result + i * 4, total)
-
-
 def _keep(builder: Any, arguments: list[Any]) -> None:
     for i, value in enumerate(unpacked(builder, arguments[0], CHANNELS)):
         ptx.store_words(builder, builder.add(arguments[1], ptx.constant(4 * i)), [value])
@@ -108,7 +90,6 @@ keep = device_function(types.void(SIXTEEN, types.int32), _keep)
 _FORWARD = Kernel("few outputs", _linear, types.void(*[types.int64] * 13), THREADS)
 _DX = Kernel("few outputs dx", _linear_dx, types.void(*[types.int64] * 12), THREADS)
 _DWEIGHT = Kernel("few outputs dweight", _linear_dweight, types.void(*[types.int64] * 10), THREADS)
-_SUM = Kernel("shares of few outputs", _sum, SUM, THREADS)
 
 
 def _steps(array: DeviceArray) -> tuple[int, ...]:
@@ -153,5 +134,5 @@ def linear_dweight(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray) -> boo
     _DWEIGHT(
         (across, down), stream, dy.address, x.address, shares.address, rows, features, outputs, *_steps(dy), *_steps(x)
     )
-    _SUM(-(-dweight.size // THREADS), stream, shares.address, dweight.address, down, dweight.size)
+    add_shares(-(-dweight.size // 32), stream, shares.address, dweight.address, down, dweight.size)
     return True

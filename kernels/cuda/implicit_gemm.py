@@ -9,151 +9,36 @@ A *stage* is what shared memory takes at a time: some channels of a tile of slot
 Strides, dilations and large filters walk over several stages, *phases*, that start at other rows and columns of x.
 
 Warpgroups 0 and 1 multiply, 2 and 3 load. The loaders read x in any layout, split it in parts for the tensor cores and
-store it; the copy engine brings the weights, split beforehand by `pack`. Barriers pass the stages to and fro.
+store it; the copy engine brings the weights, split beforehand by `pack`. Where many tiles would split the same slots, x
+is laid out beforehand too (laid_out.py), and a single warp has the copy engine bring both. Barriers pass the stages to
+and fro.
 """
 
 import functools
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from numba import cuda
 from numba.cuda import types
 
 from . import ptx
+from .slots import FILTERS, GEOMETRY, HEADER, LOADERS, MULTIPLIERS, PATCH, Block, place_of, shift_of, tile_of
 from .tensor_core import (
-    ARITHMETIC,
     CHANNELS,
-    Arithmetic,
-    block_of_products,
     column,
     complete,
-    finisher,
     gather,
-    portion,
     power_of_two,
-    promoter,
     scale,
     scale_exponent,
     scale_rows,
     scatter,
     splitter,
     spreader,
-    zeros,
 )
+from .wgmma import block_of_band, block_of_products, finisher, portion, promoter, zeros
 
-THREADS, MULTIPLIERS, LOADERS = 512, 256, 256
-FILTERS = 64
-"""Filters of one wgmma."""
-PATCH = 40
-"""Words in a row of the patch through which a warp's 16 x 32 results go to memory: 8 more, so that banks differ."""
-HEADER, PATCHES = 1024, MULTIPLIERS // 32 * 16 * PATCH * 4
-"""Bytes for barriers, and for the patches of all warps."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """What is compiled: an arithmetic, the taps and channels of a stage, the columns of a wgmma.
-
-    `side_by_side` warpgroups take different pixels and the same 64 filters; else the same pixels and 128 filters.
-    """
-
-    precision: str
-    rows: int
-    row: int
-    channels: int
-    columns: int
-    side_by_side: bool = True
-
-    @property
-    def arithmetic(self) -> Arithmetic:
-        return ARITHMETIC[self.precision]
-
-    @property
-    def filters(self) -> int:
-        """Filters of a tile."""
-        return FILTERS if self.side_by_side else 2 * FILTERS
-
-    @property
-    def pixels(self) -> int:
-        """Output slots of a tile."""
-        return 2 * self.columns if self.side_by_side else self.columns
-
-    @property
-    def groups(self) -> int:
-        """Units of 16 bytes that hold a stage's channels."""
-        return self.channels // self.arithmetic.unit
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of a stage."""
-        return self.rows * self.row * self.arithmetic.parts * self.groups * self.filters * 16
-
-    def x_bytes(self, slots: int) -> int:
-        """Of a stage."""
-        return -(-self.arithmetic.parts * self.groups * slots * 16 // 128) * 128
-
-
-class Geometry(NamedTuple):
-    """One convolution in numbers, all int32; strides in elements. What the names mean stands in plan.py."""
-
-    images: int
-    channels: int
-    height: int
-    width: int
-    x_n: int
-    x_c: int
-    x_h: int
-    x_w: int
-    stride_h: int
-    stride_w: int
-    top: int
-    left: int
-    rows: int
-    rows_multiplier: int
-    rows_shift: int
-    pitch: int
-    pitch_multiplier: int
-    pitch_shift: int
-    slots: int
-    row_step: int
-    tap_step: int
-    chunks: int
-    phase_rows: int
-    phase_columns: int
-    phase_h: int
-    phase_w: int
-    groups: int
-    filter_blocks: int
-    filters: int
-    p: int
-    q: int
-    y_n: int
-    y_k: int
-    y_h: int
-    y_w: int
-    tiles: int
-    stages: int
-    rectify: int
-
-
-GEOMETRY = types.NamedUniTuple(types.int32, len(Geometry._fields), Geometry)
 ARGUMENTS = types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, GEOMETRY)
 """x, packed weights, y, bias or 0, scales or 0, flags, geometry."""
-
-
-@cuda.jit(device=True)
-def divided(number, multiplier, shift):
-    """`number // d` for `0 <= number < 2**31`, with the multiplier and shift that plan.py finds for d."""
-    product = types.uint64(types.uint32(number)) * types.uint64(types.uint32(multiplier))
-    return types.int32(product >> types.uint64(shift))
-
-
-@cuda.jit(device=True)
-def place_of(slot, g):
-    """Image, row and column of a slot."""
-    row = divided(slot, g.pitch_multiplier, g.pitch_shift)
-    n = divided(row, g.rows_multiplier, g.rows_shift)
-    return n, types.int32(row - n * g.rows), types.int32(slot - row * g.pitch)
 
 
 @cuda.jit(device=True)
@@ -161,16 +46,6 @@ def inverse_at(scales, i):
     """One over the factor that the operand behind entry i of `scales` was brought into range with."""
     greatest = ptx.load_global_word(scales + types.int64(i) * 4)
     return power_of_two(254 - scale_exponent(greatest))
-
-
-@cuda.jit(device=True)
-def tile_of(tile, g):
-    """A tile's place among the pixels, its group, and its block of filters: filters run fastest, for the cache."""
-    blocks, filter_blocks = types.uint32(g.groups * g.filter_blocks), types.uint32(g.filter_blocks)
-    pixels = types.uint32(types.uint32(tile) // blocks)
-    block = types.uint32(tile - pixels * blocks)
-    group = types.uint32(block // filter_blocks)
-    return types.int32(pixels), types.int32(group), types.int32(block - group * filter_blocks)
 
 
 @functools.cache
@@ -183,8 +58,13 @@ def kernel_of(block: Block) -> Any:
     columns_apart, rows_apart = (columns, 0) if block.side_by_side else (0, FILTERS)
     split, zero = splitter(arithmetic, arithmetic.lowest), zeros(columns)
     promote, finish = promoter(columns), finisher(columns)
-    multiply = block_of_products(arithmetic, filters, columns, block.rows, block.row, block.channels)
-    fewer, more = ptx.registers(88, more=False), ptx.registers(168, more=True)
+    is_laid, block_channels, run_units = block.laid, block.channels, 8
+    if is_laid:
+        multiply = block_of_band(arithmetic, filters, columns)
+        fewer, more = ptx.registers(40, more=False), ptx.registers(232, more=True)
+    else:
+        multiply = block_of_products(arithmetic, filters, columns, block.rows, block.row, block.channels)
+        fewer, more = ptx.registers(88, more=False), ptx.registers(168, more=True)
     portion0, portion1, portion2, portion3, portion4 = (portion(columns, i) for i in range(5))
     count, spread, read = -(-columns // 32), spreader(PATCH), column(PATCH)
 
@@ -256,6 +136,43 @@ def kernel_of(block: Block) -> Any:
                 ptx.store_global_word(flags + types.int64(pixel_tile) * 4, 1)
 
     @cuda.jit(device=True)
+    def bring_tiles(x, packed, scales, flags, shared, x_bytes, g):
+        """One warp's part where x is laid out: a lane for each part of a band, and one for the weights."""
+        lane, bands = types.int32(cuda.threadIdx.x - MULTIPLIERS), g.chunks
+        if lane >= 32:
+            return
+        run_bytes, steps = types.int32(g.slots * 128), g.chunks * g.phase_rows * g.phase_columns
+        stage, parity = types.int32(0), types.int32(1)
+        for tile in range(cuda.blockIdx.x, g.tiles, cuda.gridDim.x):
+            pixel_tile, group, filter_block = tile_of(tile, g)
+            weights = packed + types.int64(group * g.filter_blocks + filter_block) * steps * weight_bytes
+            chunk, a, b = types.int32(0), types.int32(0), types.int32(0)
+            for _ in range(steps):
+                full = shared + stage * 8
+                phase = a * g.phase_h % g.stride_h * g.laid_columns + b * g.phase_w % g.stride_w
+                line = (types.int64(phase * g.groups + group) * bands + chunk) * parts + lane
+                # The pattern of units repeats after eight slots: the copy starts at the first of eight.
+                first = types.int32(pixel_tile * pixels + shift_of(a, b, g)) & -8
+                ptx.barrier_wait(full + 64, parity)
+                if lane == 0:
+                    ptx.barrier_expect(full, weight_bytes + parts * run_bytes)
+                    at = shared + HEADER + g.stages * x_bytes + stage * weight_bytes
+                    ptx.bulk_copy(at, weights, weight_bytes, full)
+                cuda.syncwarp()
+                if lane < parts:
+                    at = types.int32(shared + HEADER + stage * x_bytes + lane * run_bytes)
+                    ptx.bulk_copy(at, x + (line * g.laid_slots + first) * 128, run_bytes, full)
+                weights += weight_bytes
+                b += types.int32(1)
+                if b == g.phase_columns:
+                    b, a = types.int32(0), types.int32(a + 1)
+                if a == g.phase_rows:
+                    a, chunk = types.int32(0), types.int32(chunk + 1)
+                stage += types.int32(1)
+                if stage == g.stages:
+                    stage, parity = types.int32(0), types.int32(parity ^ 1)
+
+    @cuda.jit(device=True)
     def store_portion(sums, patch, lane, slot, last, left, y, scales, upper, lower, g):
         """Sixteen filters of 32 slots, through the warp's patch, so that a row of the image is written at once."""
         if is_scaled:
@@ -311,15 +228,23 @@ def kernel_of(block: Block) -> Any:
         x_area = shared + HEADER + warpgroup * columns_apart * 16
         weight_area = shared + HEADER + g.stages * x_bytes
         patch = weight_area + g.stages * weight_bytes + (cuda.threadIdx.x >> 5) * 16 * PATCH * 4
-        a_high, b_high = filters << 16, g.slots << 16
+        a_high, b_high = filters << 16, 1 << 16 if is_laid else g.slots << 16
         stage, parity, stored = types.int32(0), types.int32(0), types.int32(-1)
         sums, part = zero(), zero()
+        tap_a, tap_b = types.int32(0), types.int32(0)
         for tile in range(cuda.blockIdx.x, g.tiles, cuda.gridDim.x):
             for step in range(g.chunks * g.phase_rows * g.phase_columns):
                 ptx.barrier_wait(shared + stage * 8, parity)
                 a = a_high | ((weight_area + stage * weight_bytes + warpgroup * rows_apart * 16) >> 4)
                 b = b_high | ((x_area + stage * x_bytes) >> 4)
-                part = multiply(part, a, b, groups * g.slots, g.slots, g.row_step, g.tap_step)
+                if is_laid:
+                    b += (shift_of(tap_a, tap_b, g) & 7) * run_units
+                    tap_b += types.int32(1)
+                    if tap_b == g.phase_columns:
+                        tap_b, tap_a = types.int32(0), types.int32(tap_a + 1)
+                    if tap_a == g.phase_rows:
+                        tap_a = types.int32(0)
+                part = multiply(part, a, types.int32(b), groups * g.slots, g.slots, g.row_step, g.tap_step)
                 if step == 0 and stored >= 0:
                     store(sums, stored, y, bias, scales, patch, g)
                 part = finish(part)
@@ -333,14 +258,14 @@ def kernel_of(block: Block) -> Any:
         if stored >= 0:
             store(sums, stored, y, bias, scales, patch, g)
 
-    block_channels = block.channels
+    bring, arrivals = (bring_tiles, 1) if is_laid else (load_tiles, LOADERS // 32 + 1)
 
     def kernel(x, packed, y, bias, scales, flags, g):
         shared = ptx.dynamic_shared()
         x_bytes = types.int32((parts * groups * g.slots * 16 + 127) // 128 * 128)
         if cuda.threadIdx.x == 0:
             for stage in range(g.stages):
-                ptx.barrier_init(shared + stage * 8, LOADERS // 32 + 1)
+                ptx.barrier_init(shared + stage * 8, arrivals)
                 ptx.barrier_init(shared + 64 + stage * 8, MULTIPLIERS // 32)
             ptx.barrier_publish()
         cuda.syncthreads()
@@ -348,7 +273,7 @@ def kernel_of(block: Block) -> Any:
         warpgroup = types.int32(cuda.shfl_sync(0xFFFFFFFF, cuda.threadIdx.x >> 7, 0))
         if warpgroup >= 2:
             fewer()
-            load_tiles(x, packed, scales, flags, shared, x_bytes, g)
+            bring(x, packed, scales, flags, shared, x_bytes, g)
         else:
             more()
             multiply_tiles(y, bias, scales, shared, x_bytes, warpgroup, g)

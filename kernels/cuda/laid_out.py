@@ -16,8 +16,9 @@ from numba import cuda
 from numba.cuda import types
 
 from . import ptx
-from .implicit_gemm import divided
-from .tensor_core import ARITHMETIC, LOWEST_FACTOR, gatherer, splitter
+from .driver import Kernel
+from .slots import divided
+from .tensor_core import ARITHMETIC, gatherer, power_of_two, scale_exponent, scaler, splitter
 
 THREADS, BAND, UNIT = 256, 64, 8
 """Of a block; channels of a band, and in 16 bytes."""
@@ -49,6 +50,9 @@ class Layout(NamedTuple):
     phase_columns: int
     bands: int  # in a group
     slots: int
+    tile: int  # slots of a tile of pixels, of which one is flagged; 0: units of channels are
+    tiles: int
+    reach: int  # the farthest slot that a tap of a tile's first slot reads
 
     @property
     def flags(self) -> int:
@@ -66,21 +70,21 @@ class Layout(NamedTuple):
 
 
 LAYOUT = types.NamedUniTuple(types.int32, len(Layout._fields), Layout)
-ARGUMENTS = types.void(types.int64, types.int64, types.int64, LAYOUT)
-"""x, where to lay it out, flags of units, layout."""
+ARGUMENTS = types.void(types.int64, types.int64, types.int64, types.int64, LAYOUT)
+"""x, where to lay it out, flags, scales or 0, layout."""
 
 
 @functools.cache
-def kernel_of(precision: str) -> Any:
+def kernel_of(precision: str, lowest: float) -> Any:
     """Lays out a unit of a slot in each thread, a band in eight, so that lines of memory are written whole.
 
-    Flags units in which a value is not ordinary.
+    Flags where a value is not ordinary, `lowest` being the least that is; values are scaled by their image's greatest.
     """
-    arithmetic, units = ARITHMETIC[precision], BAND // UNIT
-    lowest, gather = LOWEST_FACTOR if arithmetic.lowest else 0.0, gatherer(UNIT)
-    parts, split = arithmetic.parts, splitter(arithmetic, lowest, ptx.GLOBAL, UNIT)
+    arithmetic, units, gather = ARITHMETIC[precision], BAND // UNIT, gatherer(UNIT)
+    parts, is_scaled = arithmetic.parts, arithmetic.scaled
+    split, scale = splitter(arithmetic, lowest, ptx.GLOBAL, UNIT), scaler(UNIT)
 
-    def kernel(x, laid, flags, g):
+    def kernel(x, laid, flags, scales, g):
         item, line = types.int32(cuda.grid(1)), types.uint32(cuda.blockIdx.y)
         slot, unit = item // units, item % units
         if slot >= g.slots:
@@ -101,7 +105,20 @@ def kernel_of(precision: str) -> Any:
         offset = n * g.x_n + (group * g.channels + channel) * g.x_c + h * g.x_h + w * g.x_w
         values = gather(x + offset * 4, g.x_c * 4, count)
         at = laid + ((types.int64(line) * parts * g.slots + slot) * units + (unit ^ slot & 7)) * 16
+        if is_scaled and count > 0:
+            values = scale(values, power_of_two(scale_exponent(ptx.load_global_word(scales + types.int64(n) * 4))))
         if split(values, at, types.int64(g.slots) * (2 * BAND), types.int64(0)) != 0:
-            ptx.store_global_word(flags + types.int64((group * g.bands + band) * units + unit) * 4, 1)
+            if g.tile == 0:
+                ptx.store_global_word(flags + types.int64((group * g.bands + band) * units + unit) * 4, 1)
+            else:
+                last = min(slot // g.tile, g.tiles - 1)
+                for tile in range(max(0, slot - g.reach) // g.tile, last + 1):
+                    ptx.store_global_word(flags + types.int64(tile) * 4, 1)
 
     return kernel
+
+
+@functools.cache
+def kernel(precision: str, lowest: float) -> Kernel:
+    """The same, compiled when first launched."""
+    return Kernel(f"lay out {precision} {lowest}", kernel_of(precision, lowest), ARGUMENTS, THREADS, "a")

@@ -5,7 +5,8 @@ from typing import Any
 from numba.cuda import types
 
 from .ptx import device_function, emit, unpacked
-from .tensor_core import Arithmetic, accumulators
+from .tensor_core import Arithmetic
+from .wgmma import accumulators
 
 
 def outer_products(arithmetic: Arithmetic, taps: int, slots: int) -> Any:

@@ -10,7 +10,7 @@ from numba import cuda
 from numba.cuda import types
 
 from . import ptx
-from .implicit_gemm import Block
+from .slots import Block, quotient_and_rest
 from .tensor_core import (
     CHANNELS,
     LOWEST_WEIGHT,
@@ -72,8 +72,8 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
         thread, taps_of_all = cuda.threadIdx.x, g.phase_rows * rows * g.row
         greatest = types.int32(0)
         for i in range(thread, count * taps_of_all, THREADS):
-            c, tap = divmod(i, taps_of_all)
-            r, s = divmod(tap, g.row)
+            c, tap = quotient_and_rest(i, taps_of_all)
+            r, s = quotient_and_rest(tap, g.row)
             at = types.int64(c) * g.w_channel + types.int64(r) * g.w_r + types.int64(s) * g.w_s
             magnitude = ptx.load_global_word(weight + at * 4) & 0x7FFFFFFF
             if magnitude < 0x7F800000:
@@ -105,10 +105,10 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
         packed += types.int64(block) * steps * taps * parts * units * unit_bytes + types.int64(m) * 16
         flag = types.int32(0)
         for i in range(thread, steps * taps * halves, THREADS):
-            rest, half = divmod(i, halves)
-            step, tap = divmod(rest, taps)
-            rest, b = divmod(step, g.phase_columns)
-            chunk, a = divmod(rest, g.phase_rows)
+            rest, half = quotient_and_rest(i, halves)
+            step, tap = quotient_and_rest(rest, taps)
+            rest, b = quotient_and_rest(step, g.phase_columns)
+            chunk, a = quotient_and_rest(rest, g.phase_rows)
             r, s = a + tap // row, b + tap % row * g.phase_columns
             channel = chunk * channels + half * CHANNELS
             at = types.int64(channel) * g.w_channel + types.int64(r) * g.w_r + types.int64(s) * g.w_s

@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .implicit_gemm import HEADER, PATCHES, Block, Geometry
+from .laid_out import BAND, Layout
 from .pack import Filters
+from .slots import HEADER, PATCHES, Block, Geometry
+from .tensor_core import ARITHMETIC
 
 SHARED_MEMORY = 227 * 1024
 """Bytes of shared memory that a block may use on Hopper."""
@@ -22,6 +24,9 @@ TURN = 32
 """What a turn costs beside its columns, in columns: filling the stages, writing the results."""
 COLUMNS = (64, 104, 112, 120, 128, 136)
 """Widths of a wgmma that are compiled; the most columns whose sums and their promotion fit the registers."""
+LEAST_CHANNELS, LEAST_FILTERS, LEAST_TERMS = 48, 65, 256
+"""From which on x is laid out beforehand: a band of 64 channels is mostly full, more than one block of filters would
+split the same slots, and products of so many terms make up for laying them out."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Plan:
     block: Block
     geometry: Geometry
     filters: Filters
+    layout: Layout | None
 
     @property
     def shared(self) -> int:
@@ -84,9 +90,17 @@ class Plan:
         return self.geometry.groups * self.geometry.filter_blocks * steps * self.block.weight_bytes
 
     @property
+    def offsets(self) -> tuple[int, int, int, int]:
+        """In bytes, where scales, packed weights and x as it is laid out lie, behind the flags; the end."""
+        scales = 4 * (self.pixel_tiles + self.lines)
+        packed = -(-(scales + 4 * (self.geometry.images + self.lines)) // 128) * 128
+        laid = packed + self.packed_bytes
+        return scales, packed, laid, laid + (self.layout.size(self.block.arithmetic.parts) if self.layout else 0)
+
+    @property
     def workspace(self) -> int:
-        """Bytes beside the arguments and the result: packed weights, a word for each image, tile and filter."""
-        return self.packed_bytes + 128 + 4 * (self.geometry.images + 2 * self.lines + self.pixel_tiles)
+        """Bytes beside the arguments and the result."""
+        return self.offsets[-1]
 
 
 def division(divisor: int) -> tuple[int, int]:
@@ -103,11 +117,16 @@ def division(divisor: int) -> tuple[int, int]:
 def splits(problem: Problem, precision: str) -> list[Block]:
     """The blocks that can serve the problem, the best first: a whole filter, its rows, single taps."""
     (rows, row), (_, stride_w) = problem.taps, problem.stride
+    whole, blocks = (rows, row) == (3, 3) and problem.stride == (1, 1), []
+    lines = problem.groups * -(-problem.channels // BAND) * math.prod(_phases_of_layout(problem))
+    many = problem.channels >= LEAST_CHANNELS and problem.filters >= LEAST_FILTERS and lines < 2**16
+    many = many and problem.channels * _taps(problem) >= LEAST_TERMS
+    if many and not whole and ARITHMETIC[precision].kind != "tf32":
+        blocks.append(Block(precision, 1, 1, BAND, 128, side_by_side=False, laid=True))
     if rows == row == 1:
         channels = 32 if problem.channels > 16 else 16
-        return [Block(precision, 1, 1, channels, 128, side_by_side=problem.filters <= 64)]
-    blocks = []
-    if (rows, row) == (3, 3) and problem.stride == (1, 1):
+        return [*blocks, Block(precision, 1, 1, channels, 128, side_by_side=problem.filters <= 64)]
+    if whole:
         blocks.append(Block(precision, 3, 3, 16, 136))
     across = -(-row // stride_w)
     if 1 < across <= 7 and (stride_w == 1 or problem.dilation[1] == 1):
@@ -162,6 +181,16 @@ def explain(problem: Problem, precision: str) -> str | None:
 
 def _pitches(problem: Problem, block: Block) -> tuple[int, int]:
     """Slots from an image to the next, in rows, and from a row to the next."""
+    if block.laid:
+        (down, across), (phase_rows, phase_columns) = _reach(problem), _phases_of_layout(problem)
+        return (
+            pitch_of(
+                problem.image[0], problem.output[0], problem.stride[0], problem.before[0], 1 + down, phase_rows - 1
+            ),
+            pitch_of(
+                problem.image[1], problem.output[1], problem.stride[1], problem.before[1], 1 + across, phase_columns - 1
+            ),
+        )
     (rows, _), whole, (step_h, step_w) = problem.taps, block.rows > 1, _steps(problem, block)
     return (
         pitch_of(
@@ -175,6 +204,20 @@ def _pitches(problem: Problem, block: Block) -> tuple[int, int]:
     )  # fmt: skip
 
 
+def _reach(problem: Problem) -> tuple[int, int]:
+    """How many positions of a phase the last tap lies from the first, down and across."""
+    down, across = (
+        (taps - 1) * dilation // stride
+        for taps, dilation, stride in zip(problem.taps, problem.dilation, problem.stride, strict=True)
+    )
+    return down, across
+
+
+def _phases_of_layout(problem: Problem) -> tuple[int, int]:
+    rows, columns = (stride if taps > 1 else 1 for taps, stride in zip(problem.taps, problem.stride, strict=True))
+    return rows, columns
+
+
 def _phase_columns(problem: Problem, block: Block) -> int:
     return -(-problem.taps[1] // block.row) if block.row == 1 else min(problem.stride[1], problem.taps[1])
 
@@ -186,6 +229,8 @@ def _steps(problem: Problem, block: Block) -> tuple[int, int]:
 
 def _slots_of(problem: Problem, block: Block) -> int:
     """Of x in a stage."""
+    if block.laid:  # A copy starts at the first of eight slots, up to seven before the first that is read.
+        return block.pixels + (8 if max(problem.taps) > 1 else 0)
     (_, pitch), (step_h, step_w) = _pitches(problem, block), _steps(problem, block)
     reach = (block.rows - 1) * step_h * pitch + (block.row - 1) * step_w
     return -(-(block.pixels + reach) // 8) * 8
@@ -244,6 +289,7 @@ def numbers(problem: Problem, block: Block, rectify: bool = False) -> Plan:
     pixel_tiles, chunks = _pixel_tiles(problem, block), -(-problem.channels // block.channels)
     phase_rows = 1 if block.rows > 1 else problem.taps[0]
     phase_columns = _phase_columns(problem, block)
+    layout = _layout(problem, block, rows, pitch, pixel_tiles) if block.laid else None
     geometry = Geometry(
         problem.images, problem.channels, *problem.image, *problem.x_strides, *problem.stride, *problem.before,
         rows, *division(rows), pitch, *division(pitch),
@@ -251,9 +297,22 @@ def numbers(problem: Problem, block: Block, rectify: bool = False) -> Plan:
         phase_rows, phase_columns, problem.dilation[0], problem.dilation[1],
         problem.groups, filter_blocks, problem.filters, *problem.output, *problem.y_strides,
         pixel_tiles * problem.groups * filter_blocks, _stages(problem, block), int(rectify),
+        0 if layout is None else layout.slots, 1 if layout is None else layout.phase_columns,
     )  # fmt: skip
     filters = Filters(
         problem.channels, problem.groups, problem.filters, filter_blocks, *problem.w_strides,
         problem.taps[1], chunks, phase_rows, phase_columns, problem.images, pixel_tiles,
     )  # fmt: skip
-    return Plan(block, geometry, filters)
+    return Plan(block, geometry, filters, layout)
+
+
+def _layout(problem: Problem, block: Block, rows: int, pitch: int, pixel_tiles: int) -> Layout:
+    """x in slots, so many that the last tile's last tap finds zeros."""
+    (down, across), (phase_rows, phase_columns) = _reach(problem), _phases_of_layout(problem)
+    reach = down * pitch + across
+    slots = (pixel_tiles - 1) * block.pixels + reach // 8 * 8 + _slots_of(problem, block)
+    return Layout(
+        problem.images, problem.channels, problem.groups, *problem.image, *problem.x_strides, *problem.stride,
+        *problem.before, rows, *division(rows), pitch, *division(pitch), phase_rows * phase_columns, phase_columns,
+        -(-problem.channels // BAND), slots, block.pixels, pixel_tiles, reach,
+    )  # fmt: skip

@@ -12,9 +12,9 @@ from numba.cuda import types
 
 from .arrays import DeviceArray
 from .driver import Kernel
-from .implicit_gemm import divided
 from .plan import division
 from .ptx import load_byte, load_global, store_byte, store_global
+from .slots import divided
 
 THREADS = 256
 

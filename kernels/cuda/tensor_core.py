@@ -152,8 +152,14 @@ def _scatter(builder: Any, arguments: list[Any]) -> None:
     emit(builder, "\n".join([*text, "}"]), "", "f" * CHANNELS + "llr", [*values, *arguments[1:]])
 
 
-def _scale(builder: Any, arguments: list[Any]) -> list[Any]:
-    return [builder.fmul(value, arguments[1]) for value in unpacked(builder, arguments[0], CHANNELS)]
+def scaler(count: int) -> Any:
+    """`scale(values, factor)`: `count` values times a factor."""
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        return [builder.fmul(value, arguments[1]) for value in unpacked(builder, arguments[0], count)]
+
+    kind = types.UniTuple(types.float32, count)
+    return device_function(kind(kind, types.float32), generate)
 
 
 def _complete(builder: Any, arguments: list[Any]) -> list[Any]:
@@ -185,8 +191,7 @@ SIXTEEN = types.UniTuple(types.float32, CHANNELS)
 gather = gatherer(CHANNELS)
 scatter = device_function(types.void(SIXTEEN, types.int64, types.int64, types.int32), _scatter)
 """`scatter(values, address, step, count)`: the first `count` to device memory, `step` bytes apart."""
-scale = device_function(SIXTEEN(SIXTEEN, types.float32), _scale)
-"""`scale(values, factor)`."""
+scale = scaler(CHANNELS)
 complete = device_function(SIXTEEN(SIXTEEN, SIXTEEN, types.float32, types.int32), _complete)
 """`complete(sums, bias, factor, rectify)`: `sums*factor + bias`, and no less than 0 if rectify is not 0."""
 greatest_of_sixteen = device_function(types.int32(types.int32, SIXTEEN), _greatest)
@@ -234,92 +239,3 @@ def scale_exponent(greatest):
 def power_of_two(biased_exponent):
     """The float32 of that exponent."""
     return float_of(types.int32(biased_exponent << 23))
-
-
-def accumulators(columns: int) -> Any:
-    """The type of a warpgroup's 64 x `columns` sums: `columns / 2` registers of each thread."""
-    return types.UniTuple(types.float32, columns // 2)
-
-
-def block_of_products(arithmetic: Arithmetic, filters: int, columns: int, rows: int, row: int, channels: int) -> Any:
-    """`multiply(sums, a, b, part_step, group_step, row_step, tap_step)`: starts the wgmma of one stage, `rows x row`
-    taps of `channels` channels, for 64 filters and `columns` pixels. The steps are those of b, in units of 16 bytes.
-
-    a and b are the low words of matrix descriptors: no swizzle, 8 rows of 16 bytes together. The first product
-    overwrites the sums, which nobody may touch before `finish`.
-    """
-    groups, taps, count = channels // arithmetic.unit, rows * row, columns // 2
-    sums = "{" + ",".join(f"${i}" for i in range(count)) + "}"
-    a, b, part_step, group_step, row_step, tap_step = (f"${count + i}" for i in range(6))
-    transposed = "" if arithmetic.kind == "tf32" else ", 0, 0"
-    name = f"wgmma.mma_async.sync.aligned.m64n{columns}k{arithmetic.depth}.f32.{arithmetic.kind}.{arithmetic.kind}"
-    codes = [sum(pair[side] << 2 * i for i, pair in enumerate(arithmetic.products)) for side in (0, 1)]
-    nounroll = r"\22nounroll\22"  # A quotation mark in LLVM's assembly.
-    # A loop over the products, here and not in Python: sums in flight must not be moved to other registers.
-    text = [
-        "{ .reg .pred added, more; .reg .b32 la, lb, part, codes_a, codes_b, left, high, next_row; .reg .b64 da, db;",
-        f"mov.b32 codes_a, {codes[0]}; mov.b32 codes_b, {codes[1]}; mov.b32 left, {len(arithmetic.products)};",
-        f"mul.lo.s32 next_row, {tap_step}, {row - 1}; sub.s32 next_row, {row_step}, next_row; mov.b32 high, 8;",
-        "setp.ne.s32 added, left, left; wgmma.fence.sync.aligned;",
-        f"next_${{:uid}}: .pragma {nounroll}; and.b32 part, codes_a, 3; mad.lo.s32 la, part, {groups * filters}, {a};",
-        f"and.b32 part, codes_b, 3; mad.lo.s32 lb, part, {part_step}, {b};",
-        "shr.b32 codes_a, codes_a, 2; shr.b32 codes_b, codes_b, 2; sub.s32 left, left, 1; setp.ne.s32 more, left, 0;",
-    ]
-    for _ in range(0, groups, 2):
-        for tap in range(taps):
-            text.append("mov.b64 da, {la, high}; mov.b64 db, {lb, high};")
-            text.append(f"{name} {sums}, da, db, added, 1, 1{transposed}; setp.eq.s32 added, left, left;")
-            text.append(f"add.s32 la, la, {arithmetic.parts * groups * filters};")
-            text.append(f"add.s32 lb, lb, {tap_step if (tap + 1) % row else 'next_row'};")
-        text.append(f"add.s32 la, la, {(2 - taps * arithmetic.parts * groups) * filters};")
-        text.append(f"mad.lo.s32 lb, {row_step}, {-rows}, lb; mad.lo.s32 lb, {group_step}, 2, lb;")
-    text.append("@more bra next_${:uid}; wgmma.commit_group.sync.aligned; }")
-
-    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
-        return emit(
-            builder, "\n".join(text), "f" * count, "rrrrrr", arguments[1:], unpacked(builder, arguments[0], count)
-        )
-
-    tuple_ = accumulators(columns)
-    return device_function(tuple_(tuple_, *[types.int32] * 6), generate)
-
-
-def finisher(columns: int) -> Any:
-    """`finish(sums)`: the sums once all products that were started are in them."""
-    count = columns // 2
-
-    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
-        values = unpacked(builder, arguments[0], count)
-        return emit(builder, "wgmma.wait_group.sync.aligned 0;", "f" * count, "", [], values)
-
-    return device_function(accumulators(columns)(accumulators(columns)), generate)
-
-
-def zeros(columns: int) -> Any:
-    """`zero()`: sums of nothing."""
-    return device_function(accumulators(columns)(), lambda builder, _: [ir.Constant(F32, 0.0)] * (columns // 2))
-
-
-def promoter(columns: int) -> Any:
-    """`promote(sums, part, fresh)`: their sum in float32, rounded to nearest; the part alone if fresh is not 0."""
-    count = columns // 2
-
-    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
-        sums, part = (unpacked(builder, each, count) for each in arguments[:2])
-        fresh = builder.icmp_signed("!=", arguments[2], constant(0))
-        return [
-            builder.fadd(builder.select(fresh, ir.Constant(F32, 0.0), a), b) for a, b in zip(sums, part, strict=True)
-        ]
-
-    kind = accumulators(columns)
-    return device_function(kind(kind, kind, types.int32), generate)
-
-
-def portion(columns: int, group: int) -> Any:
-    """`portion(sums)`: the registers of 32 columns from `32 * group` on; zeros beyond the last."""
-
-    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
-        values = unpacked(builder, arguments[0], columns // 2)[16 * group : 16 * group + 16]
-        return values + [ir.Constant(F32, 0.0)] * (16 - len(values))
-
-    return device_function(types.UniTuple(types.float32, 16)(accumulators(columns)), generate)

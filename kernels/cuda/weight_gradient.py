@@ -14,17 +14,10 @@ from numba import cuda
 from numba.cuda import types
 
 from . import ptx
-from .implicit_gemm import HEADER, divided
 from .outer_products import outer_products, outer_storer
-from .tensor_core import (
-    ARITHMETIC,
-    CHANNELS,
-    LOWEST_FACTOR,
-    gather,
-    promoter,
-    splitter,
-    zeros,
-)
+from .slots import HEADER, divided
+from .tensor_core import ARITHMETIC, CHANNELS, LOWEST_FACTOR, gather, splitter
+from .wgmma import promoter, zeros
 
 THREADS, MULTIPLIERS, LOADERS = 640, 384, 256
 WARPGROUPS, FILTERS, WIDTH, SLOTS = 3, 64, 32, 96

@@ -13,11 +13,11 @@ from .arrays import DeviceArray
 from .conv_elements import weight_gradient_of
 from .driver import Kernel, fill_with_zeros, multiprocessors
 from .fast_conv import steps
-from .implicit_gemm import HEADER
 from .laid_out import BAND, UNIT, Layout
 from .launch import THREADS, position
 from .plan import SHARED_MEMORY, division, pitch_of
-from .tensor_core import ARITHMETIC
+from .slots import HEADER
+from .tensor_core import ARITHMETIC, LOWEST_FACTOR
 from .wide_gradient import CHANNELS_OF_TILE, FILTERS, Geometry
 
 LEAST_CHANNELS, LEAST_OF_STRIDED, MOST_TAPS = 96, 64, 96
@@ -105,9 +105,26 @@ def plan(
     x_layout = Layout(
         x.shape[0], channels, groups, *x.shape[2:], *steps(x), *window.stride, window.padding[0][0],
         window.padding[1][0], *rows_and_pitch, phase_rows * phase_columns, phase_columns, x_bands, x_slots,
+        0, 0, 0,
     )  # fmt: skip
     y_layout = Layout(
-        dy.shape[0], filters, groups, *dy.shape[2:], *steps(dy), 1, 1, 0, 0, *rows_and_pitch, 1, 1, y_bands, y_slots
+        dy.shape[0],
+        filters,
+        groups,
+        *dy.shape[2:],
+        *steps(dy),
+        1,
+        1,
+        0,
+        0,
+        *rows_and_pitch,
+        1,
+        1,
+        y_bands,
+        y_slots,
+        0,
+        0,
+        0,
     )
     it = Plan(arithmetic, taps, geometry, x_layout, y_layout, HEADER + stages * (x_bytes + y_bytes))
     return it if it.entries < 2**29 and max(x_layout.blocks[1], y_layout.blocks[1]) < 2**16 else None
@@ -129,7 +146,7 @@ def _shares(tiles: int, chunks: int, taps: int, blocks: int) -> int:
 def _kernels(arithmetic: str, taps: int) -> tuple[Kernel, Kernel, Kernel]:
     threads = 128 * (wide_gradient.warpgroups_of(taps) + 1)
     return (
-        Kernel(f"lay out {arithmetic}", laid_out.kernel_of(arithmetic), laid_out.ARGUMENTS, laid_out.THREADS, "a"),
+        laid_out.kernel(arithmetic, LOWEST_FACTOR if ARITHMETIC[arithmetic].lowest else 0.0),
         Kernel(
             f"wide_gradient {arithmetic, taps}", wide_gradient.kernel_of(arithmetic, taps), wide_gradient.ARGUMENTS,
             threads, "a", SHARED_MEMORY,
@@ -178,7 +195,7 @@ def launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, g
     fill_with_zeros(flags)
     x_flags = 4 * it.x.flags
     for array, at, flag, layout in ((x, x_at, 0, it.x), (dy, dy_at, x_flags, it.dy)):
-        laying(layout.blocks, stream, array.address, first + at, first + flag, layout)
+        laying(layout.blocks, stream, array.address, first + at, first + flag, 0, layout)
     multiplying(
         it.tiles * it.geometry.shares, stream, first + x_at, first + dy_at, first + shares_at, it.geometry,
         shared=it.shared,

@@ -14,10 +14,11 @@ from numba import cuda
 from numba.cuda import types
 
 from . import ptx
-from .implicit_gemm import HEADER
 from .laid_out import BAND
 from .ptx import F32, I32, I64, device_function, emit, unpacked
-from .tensor_core import ARITHMETIC, Arithmetic, accumulators, finisher, promoter, zeros
+from .slots import HEADER, quotient_and_rest
+from .tensor_core import ARITHMETIC, Arithmetic
+from .wgmma import accumulators, finisher, promoter, zeros
 
 FILTERS, CHANNELS_OF_TILE = BAND, 2 * BAND
 """Filters of a warpgroup; channels of a tile."""
@@ -128,19 +129,12 @@ store = device_function(types.void(accumulators(CHANNELS_OF_TILE), types.int64),
 
 
 @cuda.jit(device=True)
-def _divided(number, divisor):
-    """`divmod` of 32-bit numbers that are not negative."""
-    quotient = types.int32(types.uint32(number) // types.uint32(divisor))
-    return quotient, types.int32(number - quotient * divisor)
-
-
-@cuda.jit(device=True)
 def part_of(tile, g):
     """A tile's group, block of filters, block of channels, row of the filter and block of its taps."""
-    rest, row_block = _divided(tile, g.row_blocks)
-    rest, r = _divided(rest, g.rows)
-    rest, channel_block = _divided(rest, g.channel_blocks)
-    group, filter_block = _divided(rest, g.filter_blocks)
+    rest, row_block = quotient_and_rest(tile, g.row_blocks)
+    rest, r = quotient_and_rest(rest, g.rows)
+    rest, channel_block = quotient_and_rest(rest, g.channel_blocks)
+    group, filter_block = quotient_and_rest(rest, g.filter_blocks)
     return group, filter_block, channel_block, r, row_block
 
 
@@ -284,15 +278,15 @@ def reduce_of(taps: int) -> Any:
     def kernel(shares, dweight, together, g):
         shared, thread = ptx.dynamic_shared(), types.int32(cuda.threadIdx.x)
         lane, warp, of_filter = thread % 32, thread // 32, types.int32(g.rows * g.row)
-        first_k, channel_block = _divided(types.int32(cuda.blockIdx.x), g.channel_blocks)
+        first_k, channel_block = quotient_and_rest(types.int32(cuda.blockIdx.x), g.channel_blocks)
         first_k, first_c = types.int32(first_k * together), types.int32(channel_block * CHANNELS_OF_TILE)
         tiles = g.groups * g.filter_blocks * g.channel_blocks * g.rows * g.row_blocks
         step = types.int32(tiles * warpgroups * (FILTERS * CHANNELS_OF_TILE * 4))
         together = types.int32(min(together, g.groups * g.filters - first_k))
         for i in range(warp, together * of_filter, REDUCERS // 32):
-            k, tap = _divided(types.int32(i), of_filter)
-            r, s = _divided(tap, g.row)
-            group, filter_ = _divided(types.int32(first_k + k), g.filters)
+            k, tap = quotient_and_rest(types.int32(i), of_filter)
+            r, s = quotient_and_rest(tap, g.row)
+            group, filter_ = quotient_and_rest(types.int32(first_k + k), g.filters)
             row_block, warpgroup = (s // 3, s % 3) if taps == 3 else (s, filter_ % filters // FILTERS)
             tile = (group * g.filter_blocks + filter_ // filters) * g.channel_blocks + channel_block
             entry = ((tile * g.rows + r) * g.row_blocks + row_block) * warpgroups + warpgroup

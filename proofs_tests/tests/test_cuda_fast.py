@@ -27,8 +27,8 @@ pytestmark = [
 
 
 NAMES = (
-    "again", "elementwise", "fast_conv", "fast_direct", "fast_dweight", "few_outputs", "implicit_gemm", "plan",
-    "pool_by_twos", "wide_dweight", "wide_gradient",
+    "again", "elementwise", "fast_conv", "fast_direct", "fast_dweight", "few_outputs", "plan", "pool_by_twos",
+    "slots", "wide_dweight", "wide_gradient",
 )  # fmt: skip
 
 
@@ -51,8 +51,9 @@ def fast_kernels() -> Iterator[Any]:
         return
     m = modules()
     taps = ((3, 3, 16, 136), (1, 2, 16, 104), (1, 1, 32, 128, False))
-    blocks = [m.implicit_gemm.Block("strict", *each) for each in taps]
-    blocks += [m.implicit_gemm.Block(precision, *taps[0]) for precision in ("fast", "tf32")]
+    blocks = [m.slots.Block("strict", *each) for each in taps]
+    blocks += [m.slots.Block(precision, *taps[0]) for precision in ("fast", "tf32")]
+    blocks += [m.slots.Block(precision, 1, 1, 64, 128, False, True) for precision in ("strict", "fast")]
     for block in blocks:
         pack, convolve = m.fast_conv._kernels(block)
         # 68 sums in each of two tuples and the scales of images leave a few registers too few.
@@ -68,7 +69,7 @@ def fast_kernels() -> Iterator[Any]:
         m.fast_conv._greatest, m.again.output_again, m.again.input_gradient_again, m.fast_dweight.again,
         m.wide_dweight.again,
         m.fast_direct._kernel("channels", 1, 3, 3, 4, 2), m.fast_direct._kernel("channels", 3, 3, 3, 1, 1),
-        m.fast_direct._kernel("filters", 0, 3, 3), m.fast_direct._gradient_kernel(3, 3, 8), m.fast_direct._sum,
+        m.fast_direct._kernel("filters", 0, 3, 3), m.fast_direct._gradient_kernel(3, 3, 8), m.fast_direct.add_shares,
         *m.elementwise.KERNELS.values(), m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL, m.pool_by_twos._UNPOOL,
         m.few_outputs._FORWARD, m.few_outputs._DX, m.few_outputs._DWEIGHT,
     ]  # fmt: skip
@@ -158,49 +159,70 @@ def carry_out(it: Any, problem: Any, x: np.ndarray, weight: np.ndarray, y: np.nd
             return [0] * g.channels
         return [at(x, 0, problem.x_strides, n, group * g.channels + c, h, w) for c in range(g.channels)]
 
+    taps = list(np.ndindex(g.phase_rows, g.phase_columns, block.rows * block.row))
+    laid = laid_out(x, it.layout) if block.laid else None
+    apart = {(a, b): a * g.phase_h // g.stride_h * g.pitch + b * g.phase_w // g.stride_w for a, b, _ in taps}
+    for shift in apart.values() if block.laid else ():
+        # What a stage brings reaches from the first of eight slots to the last that the tap reads, and no further.
+        assert shift % 8 + block.pixels <= g.slots
+        assert (it.pixel_tiles - 1) * block.pixels + shift // 8 * 8 + g.slots <= it.layout.slots
+        assert shift <= it.layout.reach
+
+    def inputs_of(slot: int, a: int, b: int, reach: int, group: int) -> list[int]:
+        if laid is None:
+            return pixels_of(slot + reach, a, b, group)
+        phase = a * g.phase_h % g.stride_h * g.laid_columns + b * g.phase_w % g.stride_w
+        return laid[phase, group, slot + apart[a, b]].tolist()
+
     for slot in range(it.pixel_tiles * block.pixels):
         n, p, q = place(slot)
         if n >= g.images or p >= g.p or q >= g.q:
             continue
-        assert slot < it.pixel_tiles * block.pixels
         for group in range(g.groups):
             for k in range(g.filters):
                 total = 0
-                for a in range(g.phase_rows):
-                    for b in range(g.phase_columns):
-                        for t in range(block.rows * block.row):
-                            down, across = divmod(t, block.row)
-                            reach = down * g.row_step + across * g.tap_step
-                            assert block.pixels + reach <= g.slots
-                            r, s = a + down, b + across * g.phase_columns
-                            if s < problem.taps[1]:
-                                total += sum(
-                                    value * at(weight, tap, problem.w_strides, group, k, c, r, s)
-                                    for c, value in enumerate(pixels_of(slot + reach, a, b, group))
-                                )
+                for a, b, t in taps:
+                    down, across = divmod(t, block.row)
+                    reach = down * g.row_step + across * g.tap_step
+                    assert block.pixels + reach <= g.slots
+                    r, s = a + down, b + across * g.phase_columns
+                    if s < problem.taps[1]:
+                        total += sum(
+                            value * at(weight, tap, problem.w_strides, group, k, c, r, s)
+                            for c, value in enumerate(inputs_of(slot, a, b, reach, group))
+                        )
                 y.reshape(-1)[
                     pixel + n * g.y_n + (group * g.filters + k) * g.y_k + p * g.y_h + q * g.y_w
                 ] = total  # fmt: skip
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_every_block_of_a_plan_computes_the_convolution(geometry: Any) -> None:
+def test_every_block_of_a_plan_computes_the_convolution(geometry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     m = modules()
+    for least in ("LEAST_CHANNELS", "LEAST_FILTERS", "LEAST_TERMS"):
+        monkeypatch.setattr(m.plan, least, 1)
     x, weight, window, groups = drawn(geometry)
     right = spec.conv2d(
         x, weight, stride=window.stride, padding=window.padding, dilation=window.dilation, groups=groups
     )
     y = np.empty(right.shape, np.int64)
     problem = m.fast_conv.forward(Strided(x), Strided(weight), Strided(y), window, groups)
-    for block in m.plan.splits(problem, "strict"):
+    blocks = m.plan.splits(problem, "strict")
+    assert blocks[0].laid or blocks[0].rows == 3
+    for block in blocks:
         y[...] = -999
         carry_out(m.plan.numbers(problem, block), problem, x, weight, y, 0, 0)
         np.testing.assert_array_equal(y, right)
 
 
 @pytest.mark.parametrize("geometry", [each for each in GEOMETRIES if 1 in (*each[2], max(each[4]))], ids=str)
-def test_phases_of_an_input_gradient_are_convolutions_of_dy(geometry: Any) -> None:
+@pytest.mark.parametrize("laid", [False, True])
+def test_phases_of_an_input_gradient_are_convolutions_of_dy(
+    geometry: Any, laid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     m = modules()
+    for least in ("LEAST_CHANNELS", "LEAST_FILTERS", "LEAST_TERMS"):
+        monkeypatch.setattr(m.plan, least, 1 if laid else 2**31)
     x, weight, window, groups = drawn(geometry)
     if max(window.stride) > 1 and max(window.dilation) > 1:
         pytest.skip("left to the plain kernel")
@@ -210,6 +232,7 @@ def test_phases_of_an_input_gradient_are_convolutions_of_dy(geometry: Any) -> No
     dx = np.zeros(right.shape, np.int64)
     for phase in m.fast_conv.backward(Strided(dy), Strided(weight), Strided(dx), window, groups):
         block = m.plan.splits(phase.problem, "strict")[0]
+        assert block.laid is laid or block.rows == 3
         it = m.plan.numbers(phase.problem, block)
         carry_out(it, phase.problem, dy, weight, dx, phase.first_pixel, phase.first_tap)
     np.testing.assert_array_equal(dx, right)
