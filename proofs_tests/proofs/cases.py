@@ -14,14 +14,15 @@ from .jobs import kept
 from .laws import LAWS, LawBroken
 from .problems import Problem
 from .report import Report, versions
-from .subject import subject_of
+from .subject import subject_for
 
 
 @dataclass(frozen=True)
 class Case:
     """One law that a kernel broke on one problem, `problem` being the code that makes it.
 
-    `layouts` and `threads` are what the author declared; `message` says what was wrong then, with those `versions`.
+    `layouts`, `threads`, `supports` and `dtypes` are what the author declared; `message` says what was wrong then, with
+    those `versions`.
     """
 
     kernel: str
@@ -31,19 +32,14 @@ class Case:
     message: str = ""
     versions: Mapping[str, str] = field(default_factory=versions)
     threads: str | None = None
+    supports: str | None = None
+    dtypes: tuple[str, ...] = ()
 
     @staticmethod
     def of(report: Report) -> list["Case"]:
         """The cases that a report's failures are."""
         return [
-            Case(
-                report.kernel,
-                result.law,
-                result.failure.problem,
-                report.layouts,
-                result.failure.message,
-                threads=report.declared.get("threads"),
-            )
+            Case(report.kernel, result.law, result.failure.problem, message=result.failure.message, **report.needed)
             for result in report.failures
             if result.failure and result.failure.problem
         ]
@@ -69,7 +65,8 @@ class Case:
 def load(path: Path) -> Case:
     """The case in a file; raises ParameterError if there is none, OSError."""
     try:
-        case = Case(**json.loads(path.read_text()))
+        data = json.loads(path.read_text())
+        case = Case(**{**data, "dtypes": tuple(data.get("dtypes", ()))})
         case.problem_again()
     except (ValueError, TypeError, SyntaxError) as error:
         raise ParameterError("replay", f"{path}: {error}", "a case as verify saves it", "Remove the file.") from error
@@ -100,8 +97,9 @@ def replay(case: Case, kernel: Any, time_limit: float | None = None) -> LawBroke
     Raises UnsupportedError or NotImplementedError if the kernel declines the problem.
     """
     problem = case.problem_again()
-    op = problem.op.name if hasattr(kernel, "backward") else problem.operator
-    with kept(subject_of(kernel, op, layouts=case.layouts, threads=case.threads), time_limit) as check:
+    declared = {"supports": case.supports, "layouts": case.layouts, "threads": case.threads}
+    subject = subject_for(problem, kernel, dtypes=case.dtypes or None, **declared)
+    with kept(subject, time_limit) as check:
         try:
             check(LAWS[case.law], problem)
         except LawBroken as broken:

@@ -2,6 +2,7 @@
 
 import math
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -136,6 +137,20 @@ class Report:
         return self.declared.get("layouts", {})
 
     @property
+    def needed(self) -> dict[str, Any]:
+        """What of the declaration is needed to try one problem again, as `check` takes it: a law may lead to others."""
+        limits = self.declared.get("supports")
+        dtypes = tuple(self.declared.get("dtypes", ()))
+        needed = {
+            # A backend has its own; a function without a name that can be imported is no limit that can be told.
+            "dtypes": dtypes if ":" in self.kernel and dtypes != ("float32",) else (),
+            "supports": limits if limits and not re.search("<(lambda|locals)>", limits) else "",
+            "layouts": dict(self.layouts),
+            "threads": self.declared.get("threads"),
+        }
+        return {name: value for name, value in needed.items() if value}
+
+    @property
     def precision(self) -> str:
         """The declared precision class: without one, all bits of the dtypes."""
         return self.declared.get("precision") or " and ".join(
@@ -233,10 +248,9 @@ def reproduction(result: Result, report: Report) -> str:
     if result.failure is None or not result.failure.problem:
         return ""
     module, colon, name = report.kernel.partition(":")
-    layouts = f", layouts={dict(report.layouts)!r}" if report.layouts else ""
-    threads = f", threads={told!r}" if (told := report.declared.get("threads")) else ""
+    needed = "".join(f", {name}={value!r}" for name, value in report.needed.items())
     source = f"from {module} import {name} as kernel" if colon else f"kernel = {report.kernel!r}"
     return (
         f"from kernelproof.proofs import Problem, check\n{source}\n"
-        f"problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{layouts}{threads})"
+        f"problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{needed})"
     )

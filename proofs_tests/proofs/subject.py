@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -107,7 +108,7 @@ def subject_of(
         raise ParameterError("verify", f"dtypes={dtypes!r}", f"some of {DTYPES}, as a tuple", "Correct them.")
     limits = name_of(supports) if callable(supports) else supports
     threads_name = name_of(threads) if callable(threads) else threads
-    threads = _named(threads) if isinstance(threads, str) else threads
+    threads = _named("threads", threads) if isinstance(threads, str) else threads
     if isinstance(kernel, Subject):
         kept = kernel if op is None else _only(kernel, op)
         return replace(
@@ -144,6 +145,12 @@ def subject_of(
     )  # fmt: skip
 
 
+def subject_for(problem: Problem, kernel: Any, **declared: Any) -> Subject:
+    """The subject that a problem is tried on again: the kernel as it was declared, of the problem's own precision."""
+    op = problem.op.name if hasattr(kernel, "backward") else problem.operator
+    return subject_of(kernel, op, precision=problem.precision, **declared)
+
+
 def _with_less_precision(
     backend: kernels.Backend, op: str | None, precision: str, supports: str | Callable[..., bool] | None
 ) -> Subject:
@@ -172,14 +179,14 @@ def _unavailable(kernel: Any) -> str:
     return "" if there_is else f"no GPU for the CUDA kernels ({what}); NUMBA_ENABLE_CUDASIM=1 runs them in a simulator"
 
 
-def _named(function: str) -> Callable[[int], object]:
+def _named(what: str, function: str) -> Callable[..., Any]:
     """The function called package.module:name; raises ParameterError."""
     module, _, attribute = function.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, ValueError, AttributeError) as error:
         raise ParameterError(
-            "verify", f"threads={function!r}: {error}", "a function, as package.module:name", "Correct the name."
+            "verify", f"{what}={function!r}: {error}", "a function, as package.module:name", "Correct the name."
         ) from error
 
 
@@ -260,6 +267,8 @@ def _expression(text: str) -> Callable[..., bool]:
     try:
         code: CodeType = compile(text, "supports", "eval")
     except SyntaxError as error:
+        if re.fullmatch(r"[\w.]+:[\w.]+", text):
+            return _named("supports", text)  # As a report calls a function that was declared.
         raise ParameterError("verify", f"supports={text!r}", "a Python expression", "Correct it.") from error
 
     def holds(**facts: Any) -> bool:

@@ -15,7 +15,7 @@ from .power import power
 from .problems import Problem
 from .report import Failure, Report, Result
 from .shape_algebra import THEOREMS, Theorem, prove
-from .subject import Subject, subject_of
+from .subject import Subject, subject_for, subject_of
 
 LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9")
 
@@ -137,7 +137,14 @@ def laws_of(operator: str, levels: Iterable[str] = LEVELS) -> list[Law]:
 
 
 def check(
-    law: str, kernel: Any, problem: Problem, layouts: Mapping[str, str] | None = None, threads: str | None = None
+    law: str,
+    kernel: Any,
+    problem: Problem,
+    *,
+    dtypes: tuple[str, ...] | None = None,
+    supports: str | None = None,
+    layouts: Mapping[str, str] | None = None,
+    threads: str | None = None,
 ) -> None:
     """Hold a kernel, in any form that `verify` takes, to one law on one problem; raises LawBroken.
 
@@ -145,6 +152,5 @@ def check(
     """
     if law not in LAWS:
         raise ParameterError("check", f"law {law!r}", f"one of {', '.join(LAWS)}", "Correct the name.")
-    op = problem.op.name if hasattr(kernel, "backward") else problem.operator
-    subject = subject_of(kernel, op, precision=problem.precision, layouts=layouts, threads=threads)
+    subject = subject_for(problem, kernel, dtypes=dtypes, supports=supports, layouts=layouts, threads=threads)
     LAWS[law].check(subject.kernel(problem.operator), problem)

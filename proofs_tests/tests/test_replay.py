@@ -10,7 +10,10 @@ import pytest
 from kernelproof import spec
 from kernelproof.proofs import verify
 from kernelproof.proofs.cases import Case, load, load_all, replay
+from kernelproof.proofs.report import reproduction
+from kernelproof.proofs.subject import subject_of
 from kernelproof.replay_command import save
+from kernelproof.spec import ParameterError
 
 
 def drops_the_bias(x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
@@ -40,6 +43,42 @@ def test_replay_tells_broken_from_mended(case: Case) -> None:
     assert broken is not None
     assert str(broken) == case.message
     assert replay(case, spec.conv2d.__call__) is None
+
+
+def test_what_was_declared_is_declared_again(tmp_path: Path) -> None:
+    declared = {"dtypes": ("float32", "float64"), "supports": "stride[0] == stride[1]"}
+    report = verify(drops_the_bias, "conv2d", level=("L1", "L7"), examples=20, **declared)
+    assert len(report.failures) > 1
+    for result in report.failures:
+        assert f"problem, dtypes={declared['dtypes']}, supports={declared['supports']!r})" in reproduction(
+            result, report
+        )
+
+    def mended(*arrays: Any, stride: tuple[int, int], **options: Any) -> Any:
+        assert stride[0] == stride[1], "it was never declared for this"
+        return spec.conv2d(*arrays, stride=stride, **options)
+
+    save(report, tmp_path)
+    for case in load_all(tmp_path):
+        assert replay(case, drops_the_bias) is not None
+        assert replay(case, mended) is None
+
+
+def test_limits_may_be_a_function_and_its_name() -> None:
+    problem = Case.of(verify(drops_the_bias, "conv2d", level="L1", examples=20))[0].problem_again()
+    assert subject_of("cpu", "conv2d", supports="builtins:dict").supports(problem)
+    with pytest.raises(ParameterError, match="supports='builtins:nothing'"):
+        subject_of("cpu", "conv2d", supports="builtins:nothing")
+
+
+def test_a_case_of_another_type_is_tried_with_it() -> None:
+    def twice(x: Any) -> Any:
+        return 2 * x
+
+    report = verify(twice, "relu", level="L1", examples=5, dtypes=("float64",))
+    [case, *_] = Case.of(report)
+    assert replay(case, twice) is not None
+    assert "dtypes=('float64',)" in reproduction(report.failures[0], report)
 
 
 def test_a_declined_case_is_no_pass(case: Case) -> None:
