@@ -170,3 +170,23 @@ def test_the_bounds_of_cross_entropy_follow_their_derivation(dtype: str) -> None
             wanted[n, k] = (p_off + float(gamma(2, unit(dtype))) * result) / 3 + 2 * least
     agree(np.asarray([came]), [Fraction(loss / 3 + least)])
     agree(gradient, wanted)
+
+
+@pytest.mark.parametrize("operator", LINEAR)
+def test_where_winograd_is_not_taken_it_is_no_excuse(operator: str) -> None:
+    for problem in small(operator, "real"):
+        arrays, wide = problem.arrays(), replace(problem, precision="winograd2")
+        ((bound,), (declared,)) = (rounding_bound(each, arrays, problem.dtype) for each in (problem, wide))
+        window = [problem.options.get(name) for name in ("stride", "dilation")]
+        taken = operator != "conv2d.dbias" and problem.shapes["weight"][2:] == (3, 3) and window == [(1, 1), (1, 1)]
+        assert declared.shape == bound.shape
+        assert np.array_equal(bound, declared) != taken
+
+
+def test_an_input_gradient_by_winograd_crops_what_is_padded_past_the_filter() -> None:
+    options = {"stride": (1, 1), "padding": ((3, 0), (1, 3)), "dilation": (1, 1), "groups": 1}
+    shapes = {"x": (1, 1, 2, 3), "weight": (1, 1, 3, 3)}
+    problem = Problem("conv2d.dx", shapes, options, (1, 1, 3, 5), "real", precision="winograd2")
+    (bound,) = rounding_bound(problem, problem.arrays(), "float32")
+    assert bound.shape == (1, 1, 2, 3)
+    assert (bound > 0).all()
