@@ -15,8 +15,9 @@ FEW, FEWER, MANY_PIXELS = 4, 2, 1024
 SHARED_MEMORY, BLOCKS, GRADIENT_BLOCKS, MOST_GRADIENT_TAPS = 48 * 1024, 16, 4, 49
 """Bytes for a group's weights; blocks on a multiprocessor, so that many share a staging; fewer for a gradient, whose
 threads add up more pixels before warps add theirs; sums that fit registers."""
-MOST_SUMS, MOST_TOGETHER = 98, 8
-"""Sums that fit a thread's registers beside the inputs; filters that a thread takes together."""
+MOST_SUMS, MOST_TOGETHER, MANY_TAPS = 98, 8, 32
+"""Sums that fit a thread's registers beside the inputs; filters that a thread takes together; from so many taps on it
+takes one row of them, and with it more filters: fewer loads for as many products."""
 TALL = 4
 """Pixels below each other of which a thread holds the inputs: rows of inputs are read once for several windows."""
 _MOST_LINES = 2**16 - 1  # of a grid's second axis
@@ -43,9 +44,15 @@ def _kind(problem: Problem) -> str | None:
         staged = 4 * problem.filters * _padded(problem.channels * taps)
         return "channels" if staged <= SHARED_MEMORY else None
     if few(problem.filters, pixels) and taps <= MOST_GRADIENT_TAPS:
-        is_staged = 4 * problem.channels * _padded(taps) <= SHARED_MEMORY
+        is_staged = _staged_filters(problem) > 0
         return "filters" if is_staged and problem.groups * problem.filters <= _MOST_LINES else None
     return None
+
+
+def _staged_filters(problem: Problem) -> int:
+    """Of few filters those that a thread takes: all, or one, or none if the shared memory does not hold its weights."""
+    bytes_ = 4 * problem.channels * _padded(math.prod(problem.taps))
+    return next((each for each in (problem.filters, 1) if bytes_ * each <= SHARED_MEMORY), 0)
 
 
 def serves(problem: Problem) -> bool:
@@ -63,19 +70,19 @@ def _together(problem: Problem) -> tuple[int, int]:
 
 
 @functools.cache
-def _kernel(kind: str, channels: int, rows: int, row: int, tall: int = 1, step: int = 1) -> Kernel:
+def _kernel(kind: str, count: int, rows: int, row: int, tall: int = 1, step: int = 1) -> Kernel:
     if kind == "filters":
-        function, key = direct.few_filters(rows, row), (rows, row)
+        function, key = direct.few_filters(count, rows, row), (count, rows, row)
     else:
-        function = direct.few_channels(channels, rows, row, tall, step)
-        key = (channels, rows, row, tall, step)
+        function = direct.few_channels(count, rows, row, tall, step)
+        key = (count, rows, row, tall, step)
     return Kernel(f"direct {kind} {key}", function, direct.ARGUMENTS, THREADS)
 
 
 @functools.cache
-def _gradient_kernel(rows: int, row: int, filters: int) -> Kernel:
-    function = direct.few_channels_gradient(rows, row, filters)
-    return Kernel(f"direct gradient {rows, row, filters}", function, direct.GRADIENT, THREADS)
+def _gradient_kernel(rows: int, row: int, filters: int, height: int) -> Kernel:
+    function = direct.few_channels_gradient(rows, row, filters, height)
+    return Kernel(f"direct gradient {rows, row, filters, height}", function, direct.GRADIENT, THREADS)
 
 
 add_shares = Kernel("sum_of_shares", direct.sum_of_shares, direct.SUM, direct.SUMMERS)
@@ -98,14 +105,15 @@ def convolve(
     """Launch the kernel for a problem that it serves."""
     kind = _kind(problem)
     assert kind is not None
-    lines = problem.groups * (problem.filters if kind == "filters" else 1)
-    staged = problem.channels if kind == "filters" else problem.filters
+    filters = _staged_filters(problem) if kind == "filters" else problem.filters
+    lines = problem.groups * problem.filters // filters
+    staged = problem.channels * filters if kind == "filters" else filters
     taps = math.prod(problem.taps) * (1 if kind == "filters" else problem.channels)
     tall, step = _together(problem) if kind == "channels" else (1, 1)
     geometry = _geometry(problem, rectify, tall)
     pixels = problem.images * geometry.pixels
     blocks = min(-(-pixels // THREADS), max(1, BLOCKS * multiprocessors(x.place.device) // lines))
-    _kernel(kind, problem.channels if kind == "channels" else 0, *problem.taps, tall, step)(
+    _kernel(kind, problem.channels if kind == "channels" else filters, *problem.taps, tall, step)(
         (blocks, lines), x.place.stream, x.address, weight.address + 4 * first_tap,
         bias.address if bias is not None else 0, y.address + 4 * first_pixel, geometry,
         shared=4 * staged * _padded(taps),
@@ -116,7 +124,7 @@ def serves_gradient(x: DeviceArray, dy: DeviceArray, dweight: DeviceArray, group
     """Whether few channels in a group make the direct weight gradient the faster one."""
     filters, channels, rows, row = dweight.shape
     pixels = dy.shape[0] * dy.shape[2] * dy.shape[3]
-    if 0 in (*x.shape, *dy.shape, *dweight.shape) or filters * channels > _MOST_LINES:
+    if 0 in (*x.shape, *dy.shape, *dweight.shape) or filters * channels * rows > _MOST_LINES:
         return False
     span = max(map(abs, (*x.strides, *dy.strides, pixels)))
     return few(channels, pixels) and rows * row <= MOST_GRADIENT_TAPS and span < 2**31 and groups > 0
@@ -124,20 +132,21 @@ def serves_gradient(x: DeviceArray, dy: DeviceArray, dweight: DeviceArray, group
 
 def weight_gradient(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int) -> None:
     """Launch the gradient, each warp summing a share of the pixels, and the sum of the shares."""
-    filters, channels, *taps = dweight.shape
+    filters, channels, height, row = dweight.shape
     item = x.dtype.itemsize
     problem = Problem(
-        x.shape[0], groups, channels, filters // groups, (taps[0], taps[1]), x.shape[2:], dy.shape[2:], window.stride,
+        x.shape[0], groups, channels, filters // groups, (height, row), x.shape[2:], dy.shape[2:], window.stride,
         (window.padding[0][0], window.padding[1][0]), window.dilation, tuple(each // item for each in x.strides),
         (0, 0, 0, 0, 0), tuple(each // item for each in dy.strides),
     )  # fmt: skip
     pixels = problem.images * math.prod(problem.output)
-    together = max(1, min(problem.filters, MOST_SUMS // math.prod(taps), MOST_TOGETHER))
-    parts = groups * channels * -(-problem.filters // together)
+    rows = height if height * row < MANY_TAPS else 1
+    together = max(1, min(problem.filters, MOST_SUMS // (rows * row), MOST_TOGETHER))
+    parts = groups * channels * height // rows * -(-problem.filters // together)
     blocks = min(-(-pixels // THREADS), max(1, GRADIENT_BLOCKS * multiprocessors(x.place.device) // parts))
     lines, stream = blocks * THREADS // 32, x.place.stream
     shares = x.place.empty((lines * dweight.size,), "float32")
-    _gradient_kernel(taps[0], taps[1], together)(
+    _gradient_kernel(rows, row, together, height)(
         (blocks, parts), stream, x.address, dy.address, shares.address, _geometry(problem)
     )
     add_shares(-(-dweight.size // 32), stream, shares.address, dweight.address, lines, dweight.size)

@@ -12,12 +12,12 @@ from numba.cuda import types
 
 from . import ptx
 from .arrays import DeviceArray
-from .direct import warp_sums_of, zeros_of
 from .driver import Kernel, multiprocessors
 from .fast_direct import add_shares
 from .ptx import device_function, unpacked
 from .relu import in_one_piece
 from .tensor_core import CHANNELS, SIXTEEN, gather, scatter
+from .windows import warp_sums_of, zeros_of
 
 THREADS, BLOCKS = 256, 8
 WARPS = THREADS // 32

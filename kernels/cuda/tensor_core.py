@@ -137,9 +137,10 @@ def gatherer(count: int) -> Any:
     constraints = ",".join(["=&f"] * count + ["l", "r", "r"])
 
     def generate(builder: Any, arguments: list[Any]) -> list[Any]:
-        function = ir.FunctionType(ir.LiteralStructType([F32] * count), [I64, I32, I32])
-        assembly = ir.InlineAsm(function, "\n".join([*text, "}"]), constraints, side_effect=True)
-        return unpacked(builder, builder.call(assembly, arguments), count)
+        returned = ir.LiteralStructType([F32] * count) if count > 1 else F32
+        function = ir.FunctionType(returned, [I64, I32, I32])
+        result = builder.call(ir.InlineAsm(function, "\n".join([*text, "}"]), constraints, side_effect=True), arguments)
+        return unpacked(builder, result, count) if count > 1 else [result]
 
     return device_function(types.UniTuple(types.float32, count)(types.int64, types.int32, types.int32), generate)
 

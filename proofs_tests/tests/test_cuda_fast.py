@@ -67,11 +67,12 @@ def fast_kernels() -> Iterator[Any]:
             yield pytest.param(kernel, 0, id=f"{kernel.name} of {key}")
     others = [
         m.fast_conv._greatest, m.again.output_again, m.again.input_gradient_again, m.fast_dweight.again,
-        m.wide_dweight.again,
-        m.fast_direct._kernel("channels", 1, 3, 3, 4, 2), m.fast_direct._kernel("channels", 3, 3, 3, 1, 1),
-        m.fast_direct._kernel("filters", 0, 3, 3), m.fast_direct._gradient_kernel(3, 3, 8), m.fast_direct.add_shares,
-        *m.elementwise.KERNELS.values(), m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL, m.pool_by_twos._UNPOOL,
-        m.few_outputs._FORWARD, m.few_outputs._DX, m.few_outputs._DWEIGHT,
+        m.wide_dweight.again, m.fast_direct._kernel("channels", 1, 3, 3, 4, 2),
+        m.fast_direct._kernel("channels", 3, 3, 3, 1, 1), m.fast_direct._kernel("filters", 1, 3, 3),
+        m.fast_direct._kernel("filters", 3, 4, 4), m.fast_direct._gradient_kernel(3, 3, 8, 3),
+        m.fast_direct._gradient_kernel(1, 7, 8, 7), m.fast_direct._gradient_kernel(1, 1, 1, 1),
+        m.fast_direct.add_shares, *m.elementwise.KERNELS.values(), m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL,
+        m.pool_by_twos._UNPOOL, m.few_outputs._FORWARD, m.few_outputs._DX, m.few_outputs._DWEIGHT,
     ]  # fmt: skip
     for kernel in others:
         yield pytest.param(kernel, 0, id=kernel.name)
