@@ -86,8 +86,19 @@ REASONS: Sequence[Reason] = (
         "No vector is then taken for a whole one: masks do all, as they do at the edges.", "speed",
     ),
     Reason(
-        "kernels/cpu/linear.py", "^_LARGE = ", "",
+        "kernels/cpu/(linear|convolution/pixel_gradient).py", "^_LARGE = |<= _SUMS$", "",
         "Which of two ways sums, each in an order of its own within the same bound.", "speed",
+    ),
+    Reason(
+        ".*/pixel_(gradient|vectors).py", r"^found.append\(", "", "Which tile is the fastest: each is right.", "speed",
+    ),
+    Reason(
+        ".*/sweep.py", "first_column - first", r"first_column (>>|<<|\+|\||\^) first",
+        "A window begins in the padding or at the image, so that is 0; in the gradient it moves by 1, so the rest is.",
+    ),
+    Reason(
+        "kernels/cpu/conv.py", r"\*, precision: Precision", "/, precision: Precision",
+        "An entry is called by its contract alone: arrays by position, the precision by name.",
     ),
 )  # fmt: skip
 """Found among those that lived; a pattern speaks of them alone, so none of those that are killed hides behind it."""

@@ -1,11 +1,11 @@
 """The page about mutants: what was tried, what lives and why, and how sure the total is."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
 from statistics import NormalDist
 
-from mutant_fates import REASONS, Fate, Reason, explained
+from mutant_fates import REASONS, Fate, Mutant, Reason, explained
 
 ENOUGH = 0.98
 """The share of mutants that tests have to notice, of those that differ from the module."""
@@ -17,10 +17,13 @@ specifications, the generators, the bounds and the kernels, one at a time, each 
 tests: operators and comparisons exchanged, numbers moved by one, conditions negated, loops and decorators dropped.
 Annotations are left out, the type checker has them. Each is compiled anew; nothing is taken from a cache.
 
-{tried:,} of {every:,} mutants were tried, from each module so many as the table says, drawn at random from all of its
-own. **{share:.1%}** of those that differ are killed (95 % confidence: {least:.1%} to {most:.1%}): each module counts by
-all the mutants that it has, and the interval is Wilson's for as many mutants as the unequal drawing is worth
-({worth:.0f}; Kish 1965)."""
+{tried:,} of {every:,} mutants were tried, from each module so many as the table says, drawn at random from all of
+its own. **{share:.1%}** of those that differ are killed (95 % confidence: {least:.1%} to {most:.1%}). {taught} of the
+killed had lived until tests were written for them. Counted as alive, which is what to expect of mutants that are not
+drawn yet, they leave **{fresh:.1%}** ({fresh_least:.1%} to {fresh_most:.1%}).
+
+Each module counts by all the mutants that it has; the intervals are Wilson's for as many mutants as the unequal
+drawing is worth ({worth:.0f}; Kish 1965)."""
 
 KINDS = {
     "equivalent": "Mutants that give for every input what the module gives, and why:",
@@ -34,10 +37,13 @@ KINDS = {
 """Why mutants that live are no faults."""
 
 
-def page(fates: Sequence[Fate], sizes: Mapping[str, int]) -> tuple[str, bool]:
-    """docs/mutants.md from all that was found about the present sources, and whether every module has its share."""
+def page(fates: Sequence[Fate], sizes: Mapping[str, int], taught: Set[Mutant]) -> tuple[str, bool]:
+    """docs/mutants.md from all that was found about the present sources, and whether every module has its share.
+
+    Those that were `taught` are killed by tests that were written after they had lived.
+    """
     why = {fate.mutant: explained(fate) for fate in fates if not fate.killer}
-    rows, enough, differ, weights = [], True, [], []
+    rows, enough, differ, fresh, weights = [], True, [], [], []
     for module, size in sizes.items():
         tried = [fate for fate in fates if fate.mutant.module == module]
         if not tried:
@@ -47,15 +53,19 @@ def page(fates: Sequence[Fate], sizes: Mapping[str, int]) -> tuple[str, bool]:
         alive = kinds.count("")
         share = killed / (killed + alive) if killed + alive else 1.0
         enough = enough and share >= ENOUGH
+        lately = sum(fate.mutant in taught for fate in tried)
         differ += [True] * killed + [False] * alive
+        fresh += [True] * (killed - lately) + [False] * (lately + alive)
         weights += [size / len(tried)] * (killed + alive)
         counted = " | ".join(str(kinds.count(kind)) for kind in KINDS)
         rows.append(f"| `{module}` | {size} | {len(tried)} | {killed} | {counted} | {alive} | {share:.1%} |")
     share, worth = _weighted(differ, weights)
     least, most = wilson(share, worth)
+    first, _ = _weighted(fresh, weights)
+    fresh_least, fresh_most = wilson(first, worth)
     head = HEAD.format(
         cosmic_ray=version("cosmic-ray"), tried=len(fates), every=sum(sizes.values()), share=share, least=least,
-        most=most, worth=worth,
+        most=most, worth=worth, taught=len(taught), fresh=first, fresh_least=fresh_least, fresh_most=fresh_most,
     )  # fmt: skip
     heads = ("module", "mutants", "tried", "killed", *KINDS, "alive", "killed of those that differ")
     table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *rows]

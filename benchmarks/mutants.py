@@ -86,14 +86,18 @@ def changed_line(before: str, after: str) -> tuple[str, str]:
     return " ".join(was), " ".join(now)
 
 
-def known(root: Path = ROOT) -> dict[Mutant, Fate]:
-    """What earlier runs found that speaks of the present sources."""
+def found() -> list[Fate]:
+    """All that runs ever found."""
     rows = map(json.loads, KEPT.read_text().splitlines() if KEPT.exists() else ())
-    fates = (Fate(**{**row, "mutant": Mutant(**row["mutant"])}) for row in rows)
+    return [Fate(**{**row, "mutant": Mutant(**row["mutant"])}) for row in rows]
+
+
+def known(root: Path = ROOT) -> dict[Mutant, Fate]:
+    """What runs found that speaks of the present sources."""
     key = cache(lambda module, killer: key_of(module, killer, root))
     return {
         fate.mutant: fate
-        for fate in fates if fate.mutant.module in TESTS and fate.key == key(fate.mutant.module, fate.killer)
+        for fate in found() if fate.mutant.module in TESTS and fate.key == key(fate.mutant.module, fate.killer)
     }  # fmt: skip
 
 
@@ -148,7 +152,9 @@ def main() -> int:
     if not given.page:
         run(given.modules, given.sample, given.seed)
     sizes = {module: len(mutants(module, (ROOT / module).read_text())) for module in TESTS}
-    text, enough = page(list(known().values()), sizes)
+    fates, lived = list(known().values()), {(fate.mutant, fate.now) for fate in found() if not fate.killer}
+    taught = {fate.mutant for fate in fates if fate.killer and (fate.mutant, fate.now) in lived}
+    text, enough = page(fates, sizes, taught)
     PAGE.write_text(text)
     print(text)
     return 0 if enough else 1
