@@ -59,11 +59,12 @@ WINOGRAD: Tests = (
     tasks("columns and winograd"),
     walls("winograd"),
 )
-LINEAR: Tests = (at_edges("linear"), laws("linear"), promises("linear and bits"), walls("linear"))
+LINEAR: Tests = (at_edges("linear"), laws("linear"), promises("(linear or flatten) and bits"), walls("linear"))
 POOL: Tests = (at_edges("pooling"), tasks("pooling"), laws("pool"), promises("pool and bits"), walls("pooling"))
 ELEMENTS: Tests = (
     at_edges("elements"),
     tasks("elements"),
+    (("test_bounds.py",), "chunk"),
     laws("relu or sgd"),
     promises("(relu or sgd) and bits"),
     walls("elements"),

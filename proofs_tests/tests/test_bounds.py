@@ -26,6 +26,14 @@ for operator in OPERATORS:
     assert result.verdict == "proven", result.failure
 """
 
+SEVERAL_CHUNKS = """
+import numpy
+from kernelproof import kernels
+
+x = numpy.ones(3 * 2**14 + 17)
+kernels.relu(x), kernels.relu_dx(x, x), kernels.sgd(x, x, x, learning_rate=0.5, momentum=0.5)
+"""
+
 BEYOND = """
 import numpy
 from kernelproof.kernels.cpu import launch
@@ -45,6 +53,11 @@ def python(source: str) -> subprocess.CompletedProcess[str]:
 
 def test_no_kernel_indexes_outside_its_arrays() -> None:
     came = python(EVERY_KERNEL)
+    assert came.returncode == 0, came.stderr
+
+
+def test_no_chunk_ends_before_its_elements() -> None:
+    came = python(SEVERAL_CHUNKS)
     assert came.returncode == 0, came.stderr
 
 
