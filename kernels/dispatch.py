@@ -38,7 +38,7 @@ class Backend:
         # One for each precision, which remembers its calls.
         self._others: dict[Precision, Self] = {precision: self}
 
-    def at(self, precision: Precision) -> "Backend":
+    def at(self, precision: Precision) -> Self:
         """The same processor with that rounding allowed; raises ParameterError."""
         if precision not in _PRECISIONS:
             needed = " or ".join(map(repr, _PRECISIONS))
@@ -80,17 +80,16 @@ class _Cpu(Backend):
 
     def __init__(self, name: str, precision: Precision = "strict") -> None:
         super().__init__(name, precision)
-        self._remembered = Remembered()
+        self.remembered = Remembered()
 
     def __call__(self, operator: Operator[...], *args: Any, **kwargs: Any) -> Any:
         key, given = key_of(operator.__name__, args, kwargs), (*args, *kwargs.values())
-        way = self._remembered.find(key)
+        way = self.remembered.find(key)
         if way is not None:
             return way(given)
         kernel = self.kernel(operator)
         result = operator.perform(kernel, *args, **kwargs)
-        if key is not None:
-            self._remembered.keep(key, given, operator.door(*args, **kwargs), self._unchecked(operator))
+        self.remembered.keep(key, given, operator.door(*args, **kwargs), self._unchecked(operator))
         return result
 
     def blocks(self, steps: Sequence[Step]) -> tuple[Block, ...]:
@@ -191,6 +190,10 @@ def on_kernels(operator: Operator[...]) -> Callable[..., Any]:
 
     @functools.wraps(operator.door)
     def public(*args: Any, precision: Precision = "strict", **kwargs: Any) -> Any:
+        # What is remembered came with numpy arrays alone.
+        way = cpu.at(precision).remembered.find(key_of(operator.__name__, args, kwargs))
+        if way is not None:
+            return way((*args, *kwargs.values()))
         return backend_of(operator.__name__, [*args, *kwargs.values()]).at(precision)(operator, *args, **kwargs)
 
     signature = inspect.signature(operator)

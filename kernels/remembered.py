@@ -6,6 +6,7 @@ them, in every call.
 """
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,32 +32,44 @@ class Remembered:
 
     def keep(self, key: Any, given: tuple[Any, ...], door: Arguments, entry: Callable[..., Any]) -> None:
         """Remember that the door made these arguments of what was given, unless it made new arrays."""
-        if door.single:
+        if key is None or door.single:
             return
-        recipe: list[tuple[int | None, Any]] = []
+        # What the door made, counted on from what was given: a call then picks all that the entry takes.
+        places, made = [], []
         for value in door.values:
-            if not isinstance(value, np.ndarray):
-                recipe.append((None, value))
-                continue
-            places = [at for at, each in enumerate(given) if each is value]
-            if not places:
-                return
-            recipe.append((places[0], None))
+            if isinstance(value, np.ndarray):
+                found = [at for at, each in enumerate(given) if each is value]
+                if not found:
+                    return
+                places.append(found[0])
+            else:
+                places.append(len(given) + len(made))
+                made.append(value)
+        pick, made = _picking(places), tuple(made)
         if len(self._ways) >= _MOST:
             self._ways.clear()
-        self._ways[key] = lambda given: entry(*[value if at is None else given[at] for at, value in recipe])
+        self._ways[key] = lambda given: entry(*pick(given + made))
+
+
+def _picking(places: list[int]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """The entries at these places, as a tuple."""
+    if len(places) == 1:
+        return lambda values: (values[places[0]],)
+    return itemgetter(*places)
 
 
 def key_of(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a call's checks depend on; None if that is more than shapes, types and options."""
-    described: list[Any] = [operator, len(args)]
-    for name, value in (*enumerate(args), *kwargs.items()):
+    described: list[Any] = [operator, len(args), *kwargs]
+    for value in (*args, *kwargs.values()):
         kind = type(value)
         if kind is np.ndarray:
-            described.append((name, value.shape, value.dtype))
-        elif kind in (int, float, bool, tuple, type(None)):
+            described += value.shape, value.dtype
+        elif kind is int or value is None:
+            described += kind, value
+        elif kind in (float, bool, tuple):
             # Its text, for True is no 1 and (2.0, 2) no (2, 2).
-            described.append((name, repr(value)))
+            described.append(repr(value))
         else:
             return None
     return tuple(described)

@@ -19,6 +19,9 @@ from .shape_algebra import Domain, ReceptiveField, Shape, SizeMap, Sizes, shape_
 from .window import pair, whole
 from .wiring import Step, drawn, join, parse
 
+_MOST = 1024
+"""Shapes that a chain remembers it admits."""
+
 
 class _Section(NamedTuple):
     """Layers that were wired together, from the input that was declared for them."""
@@ -62,6 +65,10 @@ class SpecChain:
         self.output, self.admits = self._extend(steps, self.input, Domain((positive,)), "")
         self.steps = tuple(steps)
         self._blocks, self._whole = one_by_one(self.steps), None
+        self._needed = {
+            f"{step.name}.{key}": shape for step in self.steps for key, shape in step.layer.parameter_shapes.items()
+        }
+        self._were_admitted: set[tuple[int, ...]] = set()
 
     def _extend(self, steps: list[Step], shape: Shape, admits: Domain, prefix: str) -> tuple[Shape, Domain]:
         """Append this chain's steps to those wired so far; what comes through: shape and sizes. Raises WiringError."""
@@ -169,13 +176,13 @@ class SpecChain:
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter under PyTorch's key."""
-        return {
-            f"{step.name}.{key}": shape for step in self.steps for key, shape in step.layer.parameter_shapes.items()
-        }
+        return dict(self._needed)
 
     def parameters(self, arrays: Mapping[str, Any]) -> Parameters:
         """The arrays as this chain's record; raises ParameterError, ShapeError, DtypeError."""
-        return Parameters(self.parameter_shapes, arrays)
+        if isinstance(arrays, Parameters) and arrays.are_of(self._needed):
+            return arrays
+        return Parameters(self._needed, arrays)
 
     def initialise(self, seed: int, dtype: Any = np.float32) -> Parameters:
         """Kaiming-uniform parameters as PyTorch's layers start with, the same for the same seed."""
@@ -216,7 +223,8 @@ class SpecChain:
 
     def _vjp(self, parameters: Mapping[str, Any], x: Any, of_x: bool) -> tuple[Any, Callable[[Any], Gradients]]:
         own = self.parameters(parameters)
-        check_arrays("SpecChain", x=x, **own)
+        if not (type(x) is np.ndarray and own.dtype is not None and x.dtype == own.dtype):
+            check_arrays("SpecChain", x=x, **own)
         single = len(x.shape) == len(self.input) - 1
         x = x[None] if single else x
         self._check_admitted(x.shape)
@@ -233,6 +241,8 @@ class SpecChain:
         return (y[0] if single else y), backward
 
     def _check_admitted(self, x_shape: Sequence[int]) -> None:
+        if x_shape in self._were_admitted:
+            return
         check_shape("SpecChain", "x", x_shape, tuple(map(str, self.input)), tuple(map(str, self.input[1:])))
         sizes: dict[str, int] = {}
         for wanted, size in zip(self.input, x_shape, strict=True):
@@ -240,6 +250,8 @@ class SpecChain:
                 break
         else:
             if sizes in self.admits:
+                if len(self._were_admitted) < _MOST:
+                    self._were_admitted.add(tuple(x_shape))
                 return
         admitted = f" with {self.admits}" if str(self.admits) else ""
         raise ShapeError(

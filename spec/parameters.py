@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -35,12 +36,22 @@ class Parameters(Mapping[str, Any]):
                     "Pass an array of that shape, or wire the chain with other numbers.",
                 )
         self._arrays = MappingProxyType({key: arrays[key] for key in shapes})
+        self._needed: dict[str, tuple[int, ...]] | None = dict(shapes)
+
+    def are_of(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether they were found to be what a chain with these shapes needs."""
+        return self._needed == shapes
+
+    @cached_property
+    def dtype(self) -> Any:
+        """The scalar type of all arrays; None if there are none."""
+        return next((array.dtype for array in self.values()), None)
 
     @classmethod
     def unchecked(cls, arrays: Mapping[str, Any]) -> "Parameters":
         """The arrays of a chain that made them, under its keys and in its order."""
         record = object.__new__(cls)
-        record._arrays = MappingProxyType(dict(arrays))
+        record._arrays, record._needed = MappingProxyType(dict(arrays)), None
         return record
 
     @property
@@ -59,7 +70,15 @@ class Parameters(Mapping[str, Any]):
 
     def of_layer(self, name: str) -> dict[str, Any]:
         """The arrays of one layer by their own keys, `weight` and `bias`."""
-        return {key.removeprefix(f"{name}."): self[key] for key in self if key.rpartition(".")[0] == name}
+        return dict(self._layers.get(name, {}))
+
+    @cached_property
+    def _layers(self) -> dict[str, dict[str, Any]]:
+        layers: dict[str, dict[str, Any]] = {}
+        for key, array in self.items():
+            name, _, own = key.rpartition(".")
+            layers.setdefault(name, {})[own] = array
+        return layers
 
     def __getitem__(self, key: str) -> Any:
         return self._arrays[key]

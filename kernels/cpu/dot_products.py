@@ -8,12 +8,12 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
-from .launch import parallel, ready, serial, share, threads
+from .launch import in_turn, ready, serial, share, threads
 from .matrix import TASKS, zeros
 from .pool_vectors import split
 from .vectors import LANES, Words, call, micro_kernel, take
+from .workers import on_workers
 
 _ROWS = {16: {4: 6, 5: 5}, 8: {4: 2, 5: 2}, 4: {4: 5, 5: 5}}[LANES]
 """By the rows of weights those of x: their sums and the vectors that they are made of fill the registers."""
@@ -124,15 +124,19 @@ def transposed(x: Any, weight: Any, bias: Any) -> Any:
     return y
 
 
-@parallel
+@in_turn
 def _transposed(workers, counter, last, x, weight, starts, y, cut):
-    for _ in prange(workers):
-        scratch = np.empty((cut.block * cut.tile * LANES + 1) * LANES, np.float32)
-        sums = -(-scratch.ctypes.data // (4 * LANES)) * 4 * LANES
+    on_workers(workers, _transposed_worker, (counter, last, x, weight, starts, y, cut))
+
+
+@serial
+def _transposed_worker(_, counter, last, x, weight, starts, y, cut):
+    scratch = np.empty((cut.block * cut.tile * LANES + 1) * LANES, np.float32)
+    sums = -(-scratch.ctypes.data // (4 * LANES)) * 4 * LANES
+    task = take(counter)
+    while task < last:
+        _panel(x, weight, starts, y, task // cut.blocks * LANES, task % cut.blocks * cut.block, sums, cut)
         task = take(counter)
-        while task < last:
-            _panel(x, weight, starts, y, task // cut.blocks * LANES, task % cut.blocks * cut.block, sums, cut)
-            task = take(counter)
 
 
 @serial

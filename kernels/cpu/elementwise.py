@@ -6,11 +6,11 @@ Results of more than a task begin at a line of the cache, so no store straddles 
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .launch import in_turn, parallel, share
+from .launch import in_turn, serial, share
 from .row_vectors import AHEAD
 from .vectors import Words, call, micro_kernel, take
+from .workers import on_workers
 from .workspace import empty
 
 _CHUNK = 2**14
@@ -41,17 +41,21 @@ def _address(array):
     return array.ctypes.data
 
 
-@parallel
+@in_turn
 def _chunks(workers, counter, last, addresses, inputs, size, routine):
-    for _ in prange(workers):
-        own = np.empty_like(addresses)
+    on_workers(workers, _chunks_worker, (counter, last, addresses, inputs, size, routine))
+
+
+@serial
+def _chunks_worker(_, counter, last, addresses, inputs, size, routine):
+    own = np.empty_like(addresses)
+    task = take(counter)
+    while task < last:
+        for number in range(len(own)):
+            own[number] = addresses[number] + (number != inputs) * 4 * _CHUNK * task
+        call(routine, (own.ctypes.data, min(_CHUNK, size - task * _CHUNK)))
+        # What was stored past the caches is in order with this, which is atomic.
         task = take(counter)
-        while task < last:
-            for number in range(len(own)):
-                own[number] = addresses[number] + (number != inputs) * 4 * _CHUNK * task
-            call(routine, (own.ctypes.data, min(_CHUNK, size - task * _CHUNK)))
-            # What was stored past the caches is in order with this, which is atomic.
-            task = take(counter)
 
 
 def _each(words: Words, addresses: Any, count: Any, arrays: int, made: int, past: int, results: Any) -> None:

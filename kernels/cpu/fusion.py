@@ -22,12 +22,16 @@ from .convolution.planner import Algorithm, taken_with
 from .winners import pool, unpool
 from .workspace import borrowed
 
+_FLOAT32 = np.dtype(np.float32)
 _HALVES = Window((2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1))
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A convolution with what follows: `steps` are those, rectified or not, pooled by twos or not."""
+    """A convolution, alone or with what follows: `steps` are those, rectified or not, pooled by twos or not.
+
+    The chain has checked what the operators' doors would check again.
+    """
 
     steps: tuple[Step, ...]
     convolution: Conv2d
@@ -80,7 +84,7 @@ class Fused:
     def _algorithm(self, perform: Perform, weight: Any, x: Any) -> Algorithm | None:
         """What the planner takes for the convolution, if that can do what follows too."""
         conv = self.convolution
-        if not (isinstance(x, np.ndarray) and x.dtype == weight.dtype == np.float32):
+        if not (isinstance(x, np.ndarray) and x.dtype == weight.dtype == _FLOAT32):
             return None
         if self.pooled and min(conv.window.p(x.shape), conv.window.q(x.shape)) < 2:
             return None
@@ -102,7 +106,6 @@ def blocks(steps: Sequence[Step]) -> tuple[Block, ...]:
                 taken.append(rest.pop(0))
             if rest and isinstance(rest[0].layer, MaxPool2d) and _by_twos(rest[0].layer):
                 taken.append(rest.pop(0))
-        if len(taken) > 1 and isinstance(conv, Conv2d):
             kinds = [type(each.layer) for each in taken]
             found.append(Fused(tuple(taken), conv, ReLU in kinds, MaxPool2d in kinds))
         else:

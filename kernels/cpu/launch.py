@@ -20,10 +20,10 @@ _BLOCK = 2**25
 _SHARE = 2**16
 """Multiply-adds that are worth a thread: waking one takes as long as tens of thousands."""
 
-_WITHIN = {"nogil": True, "cache": is_caching(), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+WITHIN = {"nogil": True, "cache": is_caching(), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """What only jitted code calls is compiled without a way in from Python, which takes a quarter of the time."""
 
-serial = numba.njit(**_WITHIN)
+serial = numba.njit(**WITHIN)
 """Decorates the serial functions that do the work of one task."""
 
 
@@ -41,9 +41,7 @@ def parallel(core: Callable[..., None]) -> Any:
 
 
 in_turn = numba.njit(nogil=True, cache=is_caching())
-"""Decorates a core that is several parallel loops, one after the other."""
-loop = numba.njit(parallel=True, **_WITHIN)
-"""Decorates such a loop."""
+"""Decorates a core that hands its workers several loops, one after the other."""
 
 _AT_ONCE = 32
 """Multiply-adds that a micro-kernel does in the time of one plain one."""
@@ -81,13 +79,36 @@ def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> 
 
     Its workers take tasks from the counter: each has a scratch of its own, and one that is held up takes fewer.
     """
-    counter = np.empty(1, np.int64)
+    counter = np.zeros(1, np.int64)
+    if tasks and _is_little(tasks, cost) and not _layer_before_fork:
+        # Straight there: Python's own microseconds would be most of it.
+        getattr(core, "alone", core)(1, counter, tasks, *arguments)
+        return
 
     def call(core: Callable[..., None], workers: int, first: int, last: int) -> None:
         counter[0] = first
         core(min(workers, last - first), counter, last, *arguments)
 
     _in_blocks(core, call, tasks, cost // _AT_ONCE)
+
+
+def sharers(tasks: int, cost: int) -> int:
+    """How many threads `share` may run so many tasks of that cost on."""
+    return 1 if _is_little(tasks, cost) else threads()
+
+
+def _is_little(tasks: int, cost: int) -> bool:
+    """Whether `share` has too little to do for a second thread."""
+    return not _threads and tasks * cost < _SHARE * _AT_ONCE
+
+
+def record(**parts: Any) -> np.ndarray:
+    """Named tuples of whole numbers as one argument of a core, which reads them as `record[0].part.field`.
+
+    A named tuple that is passed itself is taken apart number by number, in microseconds.
+    """
+    kinds = [(name, [(field, np.int64) for field in part._fields]) for name, part in parts.items()]
+    return np.array([tuple(parts.values())], np.dtype(kinds))
 
 
 def _in_blocks(core: Any, call: Callable[..., None], tasks: int, cost: int) -> None:
@@ -132,13 +153,13 @@ def ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 
     It copies only what is laid out otherwise. The compiler itself refuses a core that writes to it.
     """
-    flags, native = array.flags, array.dtype if dtype is None else np.dtype(dtype)
-    if not (
-        type(array) is np.ndarray and flags.c_contiguous and flags.aligned and array.dtype == native.newbyteorder("=")
-    ):
-        array = np.require(array, native.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
+    flags = array.flags
+    is_plain = type(array) is np.ndarray and flags.c_contiguous and flags.aligned and array.dtype.isnative
+    if not is_plain or (dtype is not None and array.dtype != dtype):
+        native = np.dtype(array.dtype if dtype is None else dtype).newbyteorder("=")
+        array = np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
     view = array.view()
-    view.setflags(write=False)
+    view.flags.writeable = False
     return view
 
 

@@ -8,11 +8,11 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
-from .launch import parallel, ready, serial, share, threads
+from .launch import in_turn, ready, serial, share, threads
 from .micro_kernels import PIXELS, VECTORS, multiply, to_lanes
 from .vectors import LANES, call, take
+from .workers import on_workers
 from .workspace import borrowed, in_lines
 
 TASKS = 4
@@ -96,13 +96,17 @@ def zeros(size: int) -> np.ndarray:
     return ready(np.zeros(size, np.float32))
 
 
-@parallel
+@in_turn
 def _turn_tiles(workers, counter, last, a, turned, cut):
-    for _ in prange(workers):
+    on_workers(workers, _turn_tiles_worker, (counter, last, a, turned, cut))
+
+
+@serial
+def _turn_tiles_worker(_, counter, last, a, turned, cut):
+    task = take(counter)
+    while task < last:
+        _turn_tile(a, task, turned, cut)
         task = take(counter)
-        while task < last:
-            _turn_tile(a, task, turned, cut)
-            task = take(counter)
 
 
 @serial
@@ -116,22 +120,26 @@ def _turn_tile(a, number, turned, cut):
     ))  # fmt: skip
 
 
-@parallel
+@in_turn
 def _product(workers, counter, last, a, b, starts, y, memory, cut):
     if cut.turned and cut.is_little:
         for number in range(-(-len(y) // cut.rows)):
             _turn_tile(a, number, memory, cut)
-    for worker in prange(workers):
-        own = memory.ctypes.data + 4 * (cut.turned + worker * cut.panel)
+    on_workers(workers, _product_worker, (counter, last, a, b, starts, y, memory, cut))
+
+
+@serial
+def _product_worker(worker, counter, last, a, b, starts, y, memory, cut):
+    own = memory.ctypes.data + 4 * (cut.turned + worker * cut.panel)
+    task = take(counter)
+    while task < last:
+        panel, first = task // cut.groups * cut.span, task % cut.groups * cut.group
+        if cut.panel:
+            _turn_panel(b, panel, own, cut)
+            _tiles(a, starts, y, panel, first, own, 4 * cut.vectors * LANES, memory, cut)
+        else:
+            _tiles(a, starts, y, panel, first, b.ctypes.data, 4 * b.shape[1], memory, cut)
         task = take(counter)
-        while task < last:
-            panel, first = task // cut.groups * cut.span, task % cut.groups * cut.group
-            if cut.panel:
-                _turn_panel(b, panel, own, cut)
-                _tiles(a, starts, y, panel, first, own, 4 * cut.vectors * LANES, memory, cut)
-            else:
-                _tiles(a, starts, y, panel, first, b.ctypes.data, 4 * b.shape[1], memory, cut)
-            task = take(counter)
 
 
 @serial

@@ -14,11 +14,12 @@ from kernelproof import spec
 from kernelproof.kernels.contract import implements
 from kernelproof.spec import Window
 
-from .launch import launch, parallel, ready, serial, share
+from .launch import in_turn, launch, parallel, ready, serial, share
 from .pool_plans import Plan, plan_of, reads, spread_of
 from .pool_vectors import INDICES, MAXIMA, TAPS, pool_rows
 from .unpool_vectors import Spread, spread_rows, unpool_halves
 from .vectors import call, take
+from .workers import on_workers
 
 HALVES = Window((2, 2), (2, 2))
 """Windows side by side, by twos."""
@@ -135,18 +136,22 @@ def _gradient(window: Window, x_shape: tuple[int, ...], far: bool) -> tuple[Any,
     return _unpool, plan, routines, spread, spreading(window, spread, far)
 
 
-@parallel
+@in_turn
 def _pool(workers, counter, last, x, y, place, plan, routines):
+    on_workers(workers, _pool_worker, (counter, last, x, y, place, plan, routines))
+
+
+@serial
+def _pool_worker(_, counter, last, x, y, place, plan, routines):
     windows = len(plan.rows) * plan.columns
-    for _ in prange(workers):
+    task = take(counter)
+    while task < last:
+        places = place.ctypes.data + place.itemsize * windows * task
+        _pool_rows(
+            x.ctypes.data, task, 0, len(plan.rows), y.ctypes.data + 4 * windows * task, places, place.itemsize,
+            plan, routines,
+        )  # fmt: skip
         task = take(counter)
-        while task < last:
-            places = place.ctypes.data + place.itemsize * windows * task
-            _pool_rows(
-                x.ctypes.data, task, 0, len(plan.rows), y.ctypes.data + 4 * windows * task, places, place.itemsize,
-                plan, routines,
-            )  # fmt: skip
-            task = take(counter)
 
 
 @serial
@@ -172,25 +177,29 @@ def _is_inner(task, plan):
     return int(min(task, plan.planes - 1 - task) * plan.height * plan.width >= plan.reach)
 
 
-@parallel
+@in_turn
 def _unpool(workers, counter, last, dy, x, dx, plan, routines, spread, spreading):
+    on_workers(workers, _unpool_worker, (counter, last, dy, x, dx, plan, routines, spread, spreading))
+
+
+@serial
+def _unpool_worker(_, counter, last, dy, x, dx, plan, routines, spread, spreading):
     windows, group = len(plan.rows) * plan.columns, 1 + _NEAR // (plan.stride * plan.width)
-    for _ in prange(workers):
-        taps = np.empty(windows, np.int32)
+    taps = np.empty(windows, np.int32)
+    task = take(counter)
+    while task < last:
+        h = 0
+        for p in range(0, len(plan.rows), group):
+            end = min(p + group, len(plan.rows))
+            _pool_rows(x.ctypes.data, task, p, end, 0, taps.ctypes.data, 4, plan, routines)
+            # No later window reads the rows above its first.
+            rows = (plan.rows[end, 0] if end < len(plan.rows) else plan.height) - h
+            spread_out(
+                dy.ctypes.data + 4 * windows * task, taps.ctypes.data, h, rows, plan.width, spread,
+                dx.ctypes.data + 4 * plan.height * plan.width * task, spreading,
+            )  # fmt: skip
+            h += rows
         task = take(counter)
-        while task < last:
-            h = 0
-            for p in range(0, len(plan.rows), group):
-                end = min(p + group, len(plan.rows))
-                _pool_rows(x.ctypes.data, task, p, end, 0, taps.ctypes.data, 4, plan, routines)
-                # No later window reads the rows above its first.
-                rows = (plan.rows[end, 0] if end < len(plan.rows) else plan.height) - h
-                spread_out(
-                    dy.ctypes.data + 4 * windows * task, taps.ctypes.data, h, rows, plan.width, spread,
-                    dx.ctypes.data + 4 * plan.height * plan.width * task, spreading,
-                )  # fmt: skip
-                h += rows
-            task = take(counter)
 
 
 @serial
@@ -202,17 +211,21 @@ def spread_out(dy, taps, h, rows, width, spread, dx, routine):
     ))  # fmt: skip
 
 
-@parallel
+@in_turn
 def _unpool_halves(workers, counter, last, dy, x, dx, plan, routines):
+    on_workers(workers, _unpool_halves_worker, (counter, last, dy, x, dx, plan, routines))
+
+
+@serial
+def _unpool_halves_worker(_, counter, last, dy, x, dx, plan, routines):
     windows, size = len(plan.rows) * plan.columns, plan.height * plan.width
-    for _ in prange(workers):
+    task = take(counter)
+    while task < last:
+        call(routines[_is_inner(task, plan)], (
+            plan.blocks.ctypes.data, x.ctypes.data + 4 * size * task, 4 * plan.width,
+            dy.ctypes.data + 4 * windows * task, plan.columns, dx.ctypes.data + 4 * size * task, len(plan.rows),
+        ))  # fmt: skip
         task = take(counter)
-        while task < last:
-            call(routines[_is_inner(task, plan)], (
-                plan.blocks.ctypes.data, x.ctypes.data + 4 * size * task, 4 * plan.width,
-                dy.ctypes.data + 4 * windows * task, plan.columns, dx.ctypes.data + 4 * size * task, len(plan.rows),
-            ))  # fmt: skip
-            task = take(counter)
 
 
 @parallel

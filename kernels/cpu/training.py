@@ -14,6 +14,7 @@ from . import elementwise
 from .launch import in_turn, launch, parallel, ready, serial, share
 from .softmax import divide, exponentials
 from .vectors import call, take
+from .workers import on_workers
 
 _CHUNK = 2**14
 _ROWS = 8
@@ -97,35 +98,43 @@ def _are_classes(target, classes):
     return wrong == 0
 
 
-@parallel
+@in_turn
 def _row_losses(workers, counter, last, logits, target, loss, routine):
+    on_workers(workers, _row_losses_worker, (counter, last, logits, target, loss, routine))
+
+
+@serial
+def _row_losses_worker(_, counter, last, logits, target, loss, routine):
     classes = logits.shape[1]
-    for _ in prange(workers):
-        results = np.empty(2, np.float32)
+    results = np.empty(2, np.float32)
+    task = take(counter)
+    while task < last:
+        for n in range(task * _ROWS, min((task + 1) * _ROWS, len(loss))):
+            call(routine, (logits.ctypes.data + 4 * classes * n, classes, 0, results.ctypes.data))
+            loss[n] = np.log(results[1]) - (logits[n, target[n]] - results[0])
         task = take(counter)
-        while task < last:
-            for n in range(task * _ROWS, min((task + 1) * _ROWS, len(loss))):
-                call(routine, (logits.ctypes.data + 4 * classes * n, classes, 0, results.ctypes.data))
-                loss[n] = np.log(results[1]) - (logits[n, target[n]] - results[0])
-            task = take(counter)
 
 
-@parallel
+@in_turn
 def _row_gradients(workers, counter, last, logits, target, dlogits, routines):
+    on_workers(workers, _row_gradients_worker, (counter, last, logits, target, dlogits, routines))
+
+
+@serial
+def _row_gradients_worker(_, counter, last, logits, target, dlogits, routines):
     classes = logits.shape[1]
-    for _ in prange(workers):
-        results, divisors = np.empty(2, np.float32), np.empty(2, np.float32)
-        divisors[1] = len(logits)
+    results, divisors = np.empty(2, np.float32), np.empty(2, np.float32)
+    divisors[1] = len(logits)
+    task = take(counter)
+    while task < last:
+        for n in range(task * _ROWS, min((task + 1) * _ROWS, len(logits))):
+            at = dlogits.ctypes.data + 4 * classes * n
+            call(routines[0], (logits.ctypes.data + 4 * classes * n, classes, at, results.ctypes.data))
+            divisors[0] = results[1]
+            own = (dlogits[n, target[n]] / divisors[0] - np.float32(1)) / divisors[1]
+            call(routines[1], (at, classes, divisors.ctypes.data))
+            dlogits[n, target[n]] = own
         task = take(counter)
-        while task < last:
-            for n in range(task * _ROWS, min((task + 1) * _ROWS, len(logits))):
-                at = dlogits.ctypes.data + 4 * classes * n
-                call(routines[0], (logits.ctypes.data + 4 * classes * n, classes, at, results.ctypes.data))
-                divisors[0] = results[1]
-                own = (dlogits[n, target[n]] / divisors[0] - np.float32(1)) / divisors[1]
-                call(routines[1], (at, classes, divisors.ctypes.data))
-                dlogits[n, target[n]] = own
-            task = take(counter)
 
 
 @parallel

@@ -3,14 +3,14 @@
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .launch import parallel, ready, share
+from .launch import in_turn, ready, serial, share
 from .pool import HALVES, spread_out, spreading
 from .pool import pool as pool_windows
 from .pool_plans import plan_of, spread_of
 from .pool_vectors import MAXIMA, TAPS
 from .vectors import take
+from .workers import on_workers
 
 
 def pool(x: Any) -> tuple[Any, Any]:
@@ -35,14 +35,18 @@ def unpool(dy: Any, winner: Any, dx: Any) -> None:
     share(_unpool, plan.planes, cost, ready(dy), winner, dx, plan, spread, spreading(HALVES, spread, False))
 
 
-@parallel
+@in_turn
 def _unpool(workers, counter, last, dy, winner, dx, plan, spread, routine):
+    on_workers(workers, _unpool_worker, (counter, last, dy, winner, dx, plan, spread, routine))
+
+
+@serial
+def _unpool_worker(_, counter, last, dy, winner, dx, plan, spread, routine):
     windows, size = len(plan.rows) * plan.columns, plan.height * plan.width
-    for _ in prange(workers):
+    task = take(counter)
+    while task < last:
+        spread_out(
+            dy.ctypes.data + 4 * windows * task, winner.ctypes.data + 4 * windows * task, 0, plan.height,
+            plan.width, spread, dx.ctypes.data + 4 * size * task, routine,
+        )  # fmt: skip
         task = take(counter)
-        while task < last:
-            spread_out(
-                dy.ctypes.data + 4 * windows * task, winner.ctypes.data + 4 * windows * task, 0, plan.height,
-                plan.width, spread, dx.ctypes.data + 4 * size * task, routine,
-            )  # fmt: skip
-            task = take(counter)

@@ -213,3 +213,21 @@ def test_compile_passes_the_precision_on_to_a_backend() -> None:
         chain.compile("cpu", precision="sloppy")
     with pytest.raises(UnsupportedError, match="precision='fast'"):
         chain.compile(lambda operator, *args: operator(*args), precision="fast")
+
+
+def test_a_chain_is_refused_the_same_whatever_it_met_before() -> None:
+    """It looks once at a record and at a shape that it admits; at others as on the first day."""
+    chain = SpecChain(Conv2d(2, 3, 3, padding=1), input="n 2 h w").compile("cpu")
+    own, x = chain.initialise(0), np.ones((1, 2, 5, 6), np.float32)
+    assert chain.parameters(own) is own
+    others = SpecChain(Conv2d(2, 3, 5, padding=2), input="n 2 h w").initialise(0)
+    for _ in range(3):
+        assert chain.forward(own, x).shape == (1, 3, 5, 6)
+        with pytest.raises(DtypeError):
+            chain.forward(own, x.astype(np.float64))
+        with pytest.raises(ShapeError):
+            chain.forward(own, x[:, :1])
+        with pytest.raises(ShapeError):
+            chain.forward(others, x)
+        with pytest.raises(DtypeError):
+            chain.forward(own, x.tolist())

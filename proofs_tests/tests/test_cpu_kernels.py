@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numba
@@ -178,6 +179,23 @@ assert not wrong
         NUMBA_THREADING_LAYER="workqueue",  # The layer that aborts when entered twice.
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_small_calls_of_several_python_threads_do_not_meet():
+    """What is known of a geometry is kept for all of them, the memory that a call works in is not."""
+    generator = np.random.default_rng(0)
+    problems = []
+    for size in (6, 7, 9, 12):
+        x, weight = (
+            generator.integers(-3, 4, shape).astype(np.float32) for shape in ((2, 4, size, 6), (size, 4, 3, 3))
+        )
+        problems.append((x, weight, spec.conv2d(x, weight, padding=1)))
+
+    def work(_):
+        return all(np.array_equal(kernels.conv2d(x, weight, padding=1), y) for x, weight, y in problems * 100)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(work, range(4)))
 
 
 def test_ctrl_c_waits_for_one_native_call_and_no_more():

@@ -9,12 +9,12 @@ Measured beside others in docs/cpu.md, shape C.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernelproof.spec import Window
 
-from ..launch import parallel, ready, serial, share, threads
+from ..launch import in_turn, ready, serial, share, threads
 from ..vectors import LANES, call, take
+from ..workers import on_workers
 from ..workspace import borrowed, empty, in_lines
 from .stencils import add_lanes, copy_image, reach, spread, stencil, stencil_dweight
 
@@ -177,25 +177,31 @@ def _filtered(x: Any, weight: Any, starts: Any, y: Any, window: Window, relu: bo
     return y
 
 
-@parallel
+@in_turn
 def _filter(workers, counter, last, x, weight, starts, y, memory, scratch, image, row_step, routines):
+    on_workers(
+        workers, _filter_worker, (counter, last, x, weight, starts, y, memory, scratch, image, row_step, routines)
+    )
+
+
+@serial
+def _filter_worker(worker, counter, last, x, weight, starts, y, memory, scratch, image, row_step, routines):
     _, channels, p, q = y.shape
     step, of_filter = 4 * image.pitch, 4 * weight.shape[2] * weight.shape[3]
-    for worker in prange(workers):
-        memory[worker * scratch : (worker + 1) * scratch] = 0
-        own = memory.ctypes.data + 4 * worker * scratch
+    memory[worker * scratch : (worker + 1) * scratch] = 0
+    own = memory.ctypes.data + 4 * worker * scratch
+    task = take(counter)
+    while task < last:
+        _copy(x, task, own, image, routines)
+        c, at, done = task % channels, y.ctypes.data + 4 * p * q * task, p // _ROWS * _ROWS
+        factors, start = weight.ctypes.data + of_filter * c, starts.ctypes.data + 4 * c
+        corner = own + 4 * image.origin
+        call(routines[2], (corner, step, factors, start, at, 4 * q, q, p // _ROWS))
+        call(routines[3], (
+            corner + done * row_step * step, step, factors, start, at + 4 * done * q, 4 * q, q, p - done,
+        ))  # fmt: skip
+        # What was stored past the caches is in order with this, which is atomic.
         task = take(counter)
-        while task < last:
-            _copy(x, task, own, image, routines)
-            c, at, done = task % channels, y.ctypes.data + 4 * p * q * task, p // _ROWS * _ROWS
-            factors, start = weight.ctypes.data + of_filter * c, starts.ctypes.data + 4 * c
-            corner = own + 4 * image.origin
-            call(routines[2], (corner, step, factors, start, at, 4 * q, q, p // _ROWS))
-            call(routines[3], (
-                corner + done * row_step * step, step, factors, start, at + 4 * done * q, 4 * q, q, p - done,
-            ))  # fmt: skip
-            # What was stored past the caches is in order with this, which is atomic.
-            task = take(counter)
 
 
 @serial
@@ -209,49 +215,59 @@ def _copy(x, task, own, image, routines):
     ))  # fmt: skip
 
 
-@parallel
+@in_turn
 def _spread(workers, counter, last, dy, weight, dx, memory, scratch, image, first, routines):
+    on_workers(workers, _spread_worker, (counter, last, dy, weight, dx, memory, scratch, image, first, routines))
+
+
+@serial
+def _spread_worker(worker, counter, last, dy, weight, dx, memory, scratch, image, first, routines):
     _, channels, h, w = dx.shape
     of_filter = 4 * weight.shape[2] * weight.shape[3]
-    for worker in prange(workers):
-        memory[worker * scratch : (worker + 1) * scratch] = 0
-        own = memory.ctypes.data + 4 * worker * scratch
+    memory[worker * scratch : (worker + 1) * scratch] = 0
+    own = memory.ctypes.data + 4 * worker * scratch
+    task = take(counter)
+    while task < last:
+        _copy(dy, task, own, image, routines)
+        at, factors, pairs = (
+            dx.ctypes.data + 4 * h * w * task,
+            weight.ctypes.data + of_filter * (task % channels),
+            h // 2,
+        )
+        call(routines[2], (own + 4 * first, 4 * image.pitch, factors, at, 4 * w, w, pairs))
+        call(routines[3], (
+            own + 4 * (first + pairs * image.pitch), 4 * image.pitch, factors, at + 8 * pairs * w, 4 * w, w, h % 2,
+        ))  # fmt: skip
         task = take(counter)
-        while task < last:
-            _copy(dy, task, own, image, routines)
-            at, factors, pairs = (
-                dx.ctypes.data + 4 * h * w * task,
-                weight.ctypes.data + of_filter * (task % channels),
-                h // 2,
-            )
-            call(routines[2], (own + 4 * first, 4 * image.pitch, factors, at, 4 * w, w, pairs))
-            call(routines[3], (
-                own + 4 * (first + pairs * image.pitch), 4 * image.pitch, factors, at + 8 * pairs * w, 4 * w, w, h % 2,
-            ))  # fmt: skip
-            task = take(counter)
 
 
-@parallel
+@in_turn
 def _dweight(workers, counter, last, dy, x, dweight, memory, scratch, image, row_step, together, routines):
+    on_workers(
+        workers, _dweight_worker, (counter, last, dy, x, dweight, memory, scratch, image, row_step, together, routines)
+    )
+
+
+@serial
+def _dweight_worker(worker, counter, last, dy, x, dweight, memory, scratch, image, row_step, together, routines):
     channels, of_filter = dy.shape[1], dweight.shape[2] * dweight.shape[3]
-    for worker in prange(workers):
-        own = memory[worker * scratch : (worker + 1) * scratch]
-        own[:] = 0
+    own = memory[worker * scratch : (worker + 1) * scratch]
+    own[:] = 0
+    task = take(counter)
+    while task < last:
+        first = task * together
+        count = min(together, channels - first)
+        sums = own[scratch - together * of_filter * LANES :]
+        sums[:] = 0
+        for n in range(dy.shape[0]):
+            for c in range(count):
+                _image_dweight(
+                    dy, x, n * channels + first + c, own.ctypes.data, sums.ctypes.data + 4 * of_filter * LANES * c,
+                    image, row_step, routines,
+                )  # fmt: skip
+        at = dweight.ctypes.data + 4 * of_filter * first
+        call(routines[4], (sums.ctypes.data, of_filter * count, at))
         task = take(counter)
-        while task < last:
-            first = task * together
-            count = min(together, channels - first)
-            sums = own[scratch - together * of_filter * LANES :]
-            sums[:] = 0
-            for n in range(dy.shape[0]):
-                for c in range(count):
-                    _image_dweight(
-                        dy, x, n * channels + first + c, own.ctypes.data, sums.ctypes.data + 4 * of_filter * LANES * c,
-                        image, row_step, routines,
-                    )  # fmt: skip
-            at = dweight.ctypes.data + 4 * of_filter * first
-            call(routines[4], (sums.ctypes.data, of_filter * count, at))
-            task = take(counter)
 
 
 @serial

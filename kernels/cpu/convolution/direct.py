@@ -10,16 +10,17 @@ take the taps that reach them.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernelproof.spec import Window
 
-from ..launch import in_turn, loop, ready, serial, share, threads
+from ..launch import in_turn, ready, record, serial, share, sharers
 from ..micro_kernels import VECTORS, claim_lines, copy_lanes, from_lanes, multiply, pool_lanes, to_lanes
 from ..vectors import LANES, call, take
+from ..workers import on_workers
 from ..workspace import borrowed
 from .strips import copy_planes, copy_strip
 from .sweep import Plan, as_long_rows, backward, forward
@@ -30,10 +31,9 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bo
 
     `relu` is applied to what is still in the cache.
     """
-    x_shape = as_long_rows(window, x.shape)
-    plan = forward(window, x_shape, weight.shape, groups)
-    y = np.empty((len(x), len(weight), window.p(x.shape), window.q(x.shape)), np.float32)
-    _sweep_all(plan, ready(x).reshape(x_shape), ready(weight), _packing(weight), bias, (y, _NO_WINNERS), relu)
+    work = _forward(window, x.shape, weight.shape, groups, False, relu)
+    y = np.empty(work.y_shape, np.float32)
+    _sweep_all(work, x, ready(weight), bias, y, _NO_WINNERS)
     return y
 
 
@@ -42,32 +42,23 @@ def pooled_conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, r
 
     All of it while the sums are in the cache: only maxima and their places, as int32, are written to memory.
     """
-    plan = forward(window, x.shape, weight.shape, groups, True)
-    shape = len(x), len(weight), plan.sweep.rows // 2, plan.sweep.columns // 2
-    y, winner = np.empty(shape, np.float32), np.empty(shape, np.int32)
-    _sweep_all(plan, ready(x), ready(weight), _packing(weight), bias, (y, winner), relu)
+    work = _forward(window, x.shape, weight.shape, groups, True, relu)
+    y, winner = np.empty(work.y_shape, np.float32), np.empty(work.y_shape, np.int32)
+    _sweep_all(work, x, ready(weight), bias, y, winner)
     return y, winner
 
 
 _NO_WINNERS = np.empty((0, 0, 0, 0), np.int32)
 
 
-def _packing(weight: Any) -> "Packing":
-    """Of one filter, channels and taps lie in a row."""
-    return Packing(1, 0, weight[0].size, weight[0].size)
-
-
 def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, groups: int) -> Any:
     """dx by one sweep; each element is one chain of fused multiply-adds, filters, then taps row-major."""
-    k, c_of_group, r, s = weight.shape
-    plan = backward(window, as_long_rows(window, x_shape), weight.shape, groups)
-    # The sweep's channels are the filters; taps in the order of the phases that they belong to.
-    weight = ready(weight).reshape(k, c_of_group, r * s)
+    work = _backward(window, x_shape, weight.shape, groups)
     if window.stride != (1, 1):
-        weight = ready(weight[:, :, plan.order])
-    packing = Packing(k // groups, c_of_group * len(plan.order), len(plan.order), len(plan.order))
+        # Taps in the order of the phases that they belong to.
+        weight = weight.reshape(*weight.shape[:2], 1, -1)[..., work.order]
     dx = np.empty(x_shape, np.float32)
-    _sweep_all(plan, ready(dy), weight, packing, None, (dx, _NO_WINNERS), False)
+    _sweep_all(work, dy, ready(weight), None, dx, _NO_WINNERS)
     return dx
 
 
@@ -93,68 +84,128 @@ class Routines(NamedTuple):
     from_lanes: int
 
 
-def _sweep_all(plan: Plan, x: Any, weight: Any, packing: Packing, bias: Any, y: tuple[Any, Any], relu: bool) -> None:
-    """Pack the weights, then sweep; y, with the winners if it is pooled, is in whatever shape its memory is."""
+class Parts(NamedTuple):
+    """Floats: of the packed weights and what sums start from, then of a thread's copy, sums and maxima, and of all."""
+
+    weights: int
+    starts: int
+    copied: int
+    summed: int
+    winners: int
+    scratch: int
+
+
+class Work(NamedTuple):
+    """What is known of a sweep before its arrays: y's shape, an image's tasks and their cost, memory in floats.
+
+    `order` is that of the taps; `tables` and the one `record` of all numbers are what the core reads.
+    """
+
+    y_shape: tuple[int, ...]
+    tasks: int
+    cost: int
+    packed: int
+    scratch: int
+    order: np.ndarray
+    tables: tuple[np.ndarray, np.ndarray, np.ndarray]
+    record: np.ndarray
+
+
+@functools.lru_cache(maxsize=256)
+def _forward(
+    window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int, pooled: bool, relu: bool
+) -> Work:
+    shape = x_shape if pooled else as_long_rows(window, x_shape)
+    # Of one filter, channels and taps lie in a row.
+    of_filter = math.prod(weight_shape[1:])
+    y_shape = x_shape[0], weight_shape[0], window.p(x_shape) // (1 + pooled), window.q(x_shape) // (1 + pooled)
+    plan = forward(window, shape, weight_shape, groups, pooled)
+    return _work(plan, Packing(1, 0, of_filter, of_filter), relu, y_shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _backward(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int) -> Work:
+    plan = backward(window, as_long_rows(window, x_shape), weight_shape, groups)
+    # The sweep's channels are the filters.
+    taps, (k, c_of_group, *_) = len(plan.order), weight_shape
+    return _work(plan, Packing(k // groups, c_of_group * taps, taps, taps), False, x_shape)
+
+
+def _work(plan: Plan, packing: Packing, relu: bool, y_shape: tuple[int, ...]) -> Work:
     sweep = plan.sweep
-    starts = np.zeros((sweep.groups, -(-sweep.filters // LANES) * LANES), np.float32)
-    if bias is not None:
-        starts[:, : sweep.filters] = bias.reshape(sweep.groups, sweep.filters)
-    workers = threads()
+    vectors = -(-sweep.filters // LANES)
+    routines = Routines(
+        to_lanes.address(), copy_lanes.address(), copy_planes.address(step=sweep.column_stride), claim_lines.address(),
+        multiply.address(pixels=sweep.pixels, vectors=VECTORS, pixel_step=4),
+        multiply.address(
+            pixels=sweep.pixels, vectors=vectors - (vectors - 1) // VECTORS * VECTORS, pixel_step=4
+        ),
+        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not sweep.pooled)),
+    )  # fmt: skip
+    parts = Parts(plan.packed - plan.starts, plan.starts, plan.copied, plan.summed, plan.winners, plan.scratch)
     of_strip = sweep.strip * sweep.row_step * sweep.columns * sweep.filters * sweep.channels
-    with borrowed(plan.packed + workers * plan.scratch) as memory:
-        share(
-            _convolve, len(x) * sweep.groups * sweep.strips, of_strip * max(1, sweep.taps // len(plan.phases)),
-            weight, packing, x, memory, plan.packed, plan.scratch, (plan.copied, plan.summed, plan.winners), starts,
-            *y, (plan.phases, plan.offsets, plan.copies), sweep,
-            _routines(sweep.column_stride, sweep.pixels, sweep.filters, sweep.pooled, int(relu)),
-        )  # fmt: skip
-
-
-@functools.cache
-def _routines(column_stride: int, pixels: int, filters: int, pooled: int, relu: int) -> Routines:
-    vectors = -(-filters // LANES)
-    return Routines(
-        to_lanes.address(), copy_lanes.address(), copy_planes.address(step=column_stride), claim_lines.address(),
-        multiply.address(pixels=pixels, vectors=VECTORS, pixel_step=4),
-        multiply.address(pixels=pixels, vectors=vectors - (vectors - 1) // VECTORS * VECTORS, pixel_step=4),
-        pool_lanes.address(relu=relu), from_lanes.address(relu=relu and 1 - pooled),
+    return Work(
+        y_shape, sweep.groups * sweep.strips, of_strip * max(1, sweep.taps // len(plan.phases)), plan.packed,
+        plan.scratch, plan.order, (plan.phases, plan.offsets, plan.copies),
+        record(sweep=sweep, packing=packing, parts=parts, routines=routines),
     )  # fmt: skip
 
 
+def _sweep_all(work: Work, x: Any, weight: Any, bias: Any, y: Any, winner: Any) -> None:
+    """Pack the weights, then sweep; y, with the winners if it is pooled, is in whatever shape its memory is."""
+    bias = _NO_BIAS if bias is None else ready(bias)
+    tasks = len(x) * work.tasks
+    with borrowed(work.packed + sharers(tasks, work.cost) * work.scratch) as memory:
+        share(_convolve, tasks, work.cost, weight, ready(x), bias, y, winner, memory, work.tables, work.record)
+
+
+_NO_BIAS = ready(np.empty(0, np.float32))
+
+
 @in_turn
-def _convolve(
-    workers, counter, last, weight, packing, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep,
-    routines,
-):  # fmt: skip
+def _convolve(workers, counter, last, weight, x, bias, y, winner, memory, tables, work):
     """The weights are packed before the first task."""
     if counter[0] == 0:
-        vectors = sweep.groups * -(-sweep.filters // LANES)
-        _pack(workers, np.zeros(1, np.int64), vectors, weight, packing, sweep, memory, routines)
-    _sweep(workers, counter, last, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep, routines)
-
-
-@loop
-def _pack(workers, counter, last, weight, packing, sweep, packed, routines):
-    """`packed[group][panel][c][tap][lane]`: a vector of filters is a task."""
-    for _ in prange(workers):
-        task = take(counter)
-        while task < last:
-            _pack_vector(task, weight.ctypes.data, packing, sweep, packed.ctypes.data, routines)
-            task = take(counter)
+        on_workers(workers, _pack, (counter, weight, bias, memory, work))
+        counter[0] = 0
+    on_workers(workers, _sweep, (counter, last, x, y, winner, memory, tables, work))
 
 
 @serial
-def _pack_vector(task, weight, packing, sweep, packed, routines):
+def _pack(_, counter, weight, bias, memory, work):
+    """A vector of filters is a task."""
+    task = take(counter)
+    while task < work[0].sweep.groups * -(-work[0].sweep.filters // LANES):
+        _pack_vector(task, weight.ctypes.data, bias, memory.ctypes.data, work[0])
+        task = take(counter)
+
+
+@serial
+def _sweep(worker, counter, last, x, y, winner, memory, tables, work):
+    """A strip of an image and group is a task."""
+    task = take(counter)
+    while task < last:
+        _strip(task, worker, x.ctypes.data, y.ctypes.data, winner.ctypes.data, memory.ctypes.data, tables, work[0])
+        task = take(counter)
+
+
+@serial
+def _pack_vector(task, weight, bias, memory, work):
+    """`packed[group][panel][c][tap][lane]` of a vector of filters, and what their sums start from."""
+    sweep, packing, routines = work.sweep, work.packing, work.routines
     vectors = -(-sweep.filters // LANES)
     group, vector = task // vectors, task % vectors
     in_panel = min(VECTORS, vectors - vector // VECTORS * VECTORS)
     first = vector * LANES
     filters = min(LANES, sweep.filters - first)
     terms = sweep.channels * sweep.taps
+    start = memory + 4 * (work.parts.weights + LANES * task)
+    with_bias = filters if len(bias) else 0
+    call(routines.copy_lanes, (bias.ctypes.data + 4 * (group * sweep.filters + first), with_bias, start))
     source = weight + 4 * (
         group * (packing.times * packing.block if packing.block else sweep.filters * packing.row) + first * packing.row
     )
-    target = packed + 4 * LANES * ((group * vectors + vector // VECTORS * VECTORS) * terms + vector % VECTORS)
+    target = memory + 4 * LANES * ((group * vectors + vector // VECTORS * VECTORS) * terms + vector % VECTORS)
     of_term = 4 * LANES * in_panel
     for _ in range(packing.times):
         if packing.row == 1:  # Filters are neighbours already.
@@ -165,43 +216,32 @@ def _pack_vector(task, weight, packing, sweep, packed, routines):
         target += of_term * packing.columns
 
 
-@loop
-def _sweep(workers, counter, last, x, memory, packed, scratch, parts, starts, y, winner, tables, sweep, routines):
-    of_filter = y.shape[2] * y.shape[3]
-    for worker in prange(workers):
-        task = take(counter)
-        while task < last:
-            image = task // sweep.strips
-            group = image % sweep.groups
-            own = memory.ctypes.data + 4 * (packed + worker * scratch)
-            _strip(
-                x.ctypes.data + 4 * image * sweep.channels * sweep.height * sweep.width,
-                memory.ctypes.data + 4 * group * -(-sweep.filters // LANES) * LANES * sweep.channels * sweep.taps,
-                starts[group].ctypes.data,
-                y.ctypes.data + 4 * image * sweep.filters * of_filter,
-                winner.ctypes.data + 4 * image * sweep.filters * of_filter,
-                own, own + 4 * parts[0], own + 4 * (parts[0] + parts[1]), 4 * parts[2],
-                task % sweep.strips * sweep.strip,
-                tables, sweep, routines,
-            )  # fmt: skip
-            task = take(counter)
-
-
 @serial
-def _strip(x, weight, start, y, winner, copy, sums, maxima, of_maxima, first, tables, sweep, routines):
-    """Rows `first ..` of every phase, for all filters of a group; arrays and scratch by their addresses."""
+def _strip(task, worker, x, y, winner, memory, tables, work):
+    """Some rows of every phase of an image, for all filters of a group; arrays by their addresses."""
+    sweep, parts, routines = work.sweep, work.parts, work.routines
     phases, offsets, copies = tables
+    image, first = task // sweep.strips, task % sweep.strips * sweep.strip
+    group, of_image = image % sweep.groups, (sweep.rows >> sweep.pooled) * (sweep.columns >> sweep.pooled)
     rows = min(sweep.strip, -(-sweep.rows // sweep.row_step) - first)
+    vectors = group * -(-sweep.filters // LANES)
+    weight = memory + 4 * LANES * vectors * sweep.channels * sweep.taps
+    start = memory + 4 * (parts.weights + LANES * vectors)
+    copy = memory + 4 * (parts.weights + parts.starts + worker * parts.scratch)
+    sums = copy + 4 * parts.copied
+    maxima, of_maxima = sums + 4 * parts.summed, 4 * parts.winners
+    x += 4 * image * sweep.channels * sweep.height * sweep.width
+    y += 4 * image * sweep.filters * of_image
+    winner += 4 * image * sweep.filters * of_image
     copy_strip(x, copy, first, rows, copies, sweep, routines.copy_planes)
     begin = first * sweep.row_step
     written = min(sweep.rows, begin + rows * sweep.row_step) - begin
-    done = 0
-    while done < sweep.filters:
+    for done in range(0, sweep.filters, VECTORS * LANES):
         vectors = min(VECTORS, -(-(sweep.filters - done) // LANES))
         _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, offsets, sweep, routines)
         for vector in range(vectors):
-            of_pixel = 4 * LANES * vectors
-            source, filters = sums + 4 * LANES * vector, min(LANES, sweep.filters - done)
+            of_pixel, k = 4 * LANES * vectors, done + vector * LANES
+            source, filters = sums + 4 * LANES * vector, min(LANES, sweep.filters - k)
             if sweep.pooled:
                 q = sweep.columns // 2
                 of_image, at = 4 * (sweep.rows // 2) * q, 4 * (begin // 2) * q
@@ -209,16 +249,15 @@ def _strip(x, weight, start, y, winner, copy, sums, maxima, of_maxima, first, ta
                     source, of_pixel, sweep.columns * of_pixel, q, written // 2, maxima, maxima + of_maxima,
                 ))  # fmt: skip
                 pixels = written // 2 * q
-                call(routines.from_lanes, (maxima, 4 * LANES, pixels, y + done * of_image + at, of_image, filters))
+                call(routines.from_lanes, (maxima, 4 * LANES, pixels, y + k * of_image + at, of_image, filters))
                 call(routines.from_lanes, (
-                    maxima + of_maxima, 4 * LANES, pixels, winner + done * of_image + at, of_image, filters,
+                    maxima + of_maxima, 4 * LANES, pixels, winner + k * of_image + at, of_image, filters,
                 ))  # fmt: skip
             else:
                 of_image, at = 4 * sweep.rows * sweep.columns, 4 * begin * sweep.columns
                 call(routines.from_lanes, (
-                    source, of_pixel, written * sweep.columns, y + done * of_image + at, of_image, filters,
+                    source, of_pixel, written * sweep.columns, y + k * of_image + at, of_image, filters,
                 ))  # fmt: skip
-            done += LANES
         weight += 4 * LANES * vectors * sweep.channels * sweep.taps
         start += 4 * LANES * vectors
 

@@ -12,13 +12,13 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernelproof.spec import Window
 
-from ..launch import in_turn, loop, ready, serial, share, threads
+from ..launch import in_turn, ready, serial, share, threads
 from ..micro_kernels import PIXELS, VECTORS, clear, from_lanes, multiply, to_lanes
 from ..vectors import LANES, call, take
+from ..workers import on_workers
 from ..workspace import borrowed, in_lines
 
 _PIXELS = 512
@@ -173,26 +173,26 @@ def _gradient(
     workers, counter, last, tasks, x, dy, memory, sums, turned, turned_x, taps, pixels, dweight, its, routines
 ):
     """The parts are added after the last task."""
-    _correlate(workers, counter, last, x, dy, memory, sums, turned, turned_x, taps, pixels, its, routines)
+    on_workers(workers, _correlate, (counter, last, x, dy, memory, sums, turned, turned_x, taps, pixels, its, routines))
     if last == tasks:
-        _add_parts(workers, np.zeros(1, np.int64), memory, sums, dweight, its, routines)
+        counter[0] = 0
+        on_workers(workers, _add_parts, (counter, memory, sums, dweight, its, routines))
 
 
-@loop
-def _correlate(workers, counter, last, x, dy, memory, sums, turned, turned_x, taps, pixels, its, routines):
+@serial
+def _correlate(worker, counter, last, x, dy, memory, sums, turned, turned_x, taps, pixels, its, routines):
     """A task is a part of the images for a split of the panels of a group's filters."""
-    for worker in prange(workers):
+    task = take(counter)
+    while task < last:
+        group, part, split = task // (its.parts * its.splits), task // its.splits % its.parts, task % its.splits
+        begin = memory.ctypes.data + 4 * (group * its.parts + part) * sums
+        scratch = memory.ctypes.data + 4 * (its.groups * its.parts * sums + worker * turned)
+        _part(
+            x.ctypes.data + 4 * group * its.channels * its.height * its.width,
+            dy.ctypes.data + 4 * group * its.filters * its.rows * its.columns,
+            len(x), begin, scratch, scratch + 4 * turned_x, part, split, taps, pixels, its, routines,
+        )  # fmt: skip
         task = take(counter)
-        while task < last:
-            group, part, split = task // (its.parts * its.splits), task // its.splits % its.parts, task % its.splits
-            begin = memory.ctypes.data + 4 * (group * its.parts + part) * sums
-            scratch = memory.ctypes.data + 4 * (its.groups * its.parts * sums + worker * turned)
-            _part(
-                x.ctypes.data + 4 * group * its.channels * its.height * its.width,
-                dy.ctypes.data + 4 * group * its.filters * its.rows * its.columns,
-                len(x), begin, scratch, scratch + 4 * turned_x, part, split, taps, pixels, its, routines,
-            )  # fmt: skip
-            task = take(counter)
 
 
 @serial
@@ -280,14 +280,13 @@ def _panel(turned_x, of_image, turned_dy, images, pixels_here, sums, vectors, ta
                 ))  # fmt: skip
 
 
-@loop
-def _add_parts(workers, counter, memory, sums, dweight, its, routines):
+@serial
+def _add_parts(worker, counter, memory, sums, dweight, its, routines):
     """A task is a vector of filters: its sums over all parts, turned to rows of dweight."""
-    for _ in prange(workers):
+    task = take(counter)
+    while task < its.groups * -(-its.filters // LANES):
+        _add_vector(task, memory, sums, dweight.ctypes.data, dweight[0].size, its, routines)
         task = take(counter)
-        while task < its.groups * -(-its.filters // LANES):
-            _add_vector(task, memory, sums, dweight.ctypes.data, dweight[0].size, its, routines)
-            task = take(counter)
 
 
 @serial

@@ -10,12 +10,12 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernelproof.spec import Window
 
-from ..launch import in_turn, loop, ready, serial, share, threads
+from ..launch import in_turn, ready, serial, share, threads
 from ..vectors import LANES, REGISTERS, Words, call, micro_kernel, take
+from ..workers import on_workers
 from ..workspace import borrowed, in_lines
 from .stencils import add_lanes
 from .strips import copy_planes, copy_strip
@@ -160,25 +160,26 @@ def _gradient(
     workers, counter, last, tasks, x, dy, memory, sums, copied, offsets, copies, dweight, tile, sweep, routines
 ):
     """The parts are added after the last task."""
-    _sum_parts(workers, counter, last, x, dy, memory, sums, copied, offsets, copies, tile, sweep, routines)
+    on_workers(
+        workers, _sum_parts, (counter, last, x, dy, memory, sums, copied, offsets, copies, tile, sweep, routines)
+    )
     if last == tasks:
         for group in range(sweep.groups):
             _add_parts(memory, group, sums, dweight, len(offsets), tile, sweep, routines)
 
 
-@loop
-def _sum_parts(workers, counter, last, x, dy, memory, sums, copied, offsets, copies, tile, sweep, routines):
-    for worker in prange(workers):
+@serial
+def _sum_parts(worker, counter, last, x, dy, memory, sums, copied, offsets, copies, tile, sweep, routines):
+    task = take(counter)
+    while task < last:
+        own = memory[task * sums : (task + 1) * sums]
+        own[:] = 0
+        copy = memory.ctypes.data + 4 * (sweep.groups * tile.parts * sums + worker * copied)
+        _part(
+            x.ctypes.data, dy.ctypes.data, len(x), own.ctypes.data, copy, task // tile.parts, task % tile.parts,
+            offsets, copies, tile, sweep, routines,
+        )  # fmt: skip
         task = take(counter)
-        while task < last:
-            own = memory[task * sums : (task + 1) * sums]
-            own[:] = 0
-            copy = memory.ctypes.data + 4 * (sweep.groups * tile.parts * sums + worker * copied)
-            _part(
-                x.ctypes.data, dy.ctypes.data, len(x), own.ctypes.data, copy, task // tile.parts, task % tile.parts,
-                offsets, copies, tile, sweep, routines,
-            )  # fmt: skip
-            task = take(counter)
 
 
 @serial

@@ -12,12 +12,12 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernelproof.spec import Window
 
-from ..launch import parallel, ready, serial, share, threads
+from ..launch import in_turn, ready, serial, share, threads
 from ..vectors import LANES, REGISTERS, Words, call, micro_kernel, take
+from ..workers import on_workers
 from ..workspace import borrowed, in_lines
 from .strips import copy_planes, copy_strip
 from .sweep import Plan, Sweep, as_long_rows, backward, forward
@@ -191,7 +191,7 @@ def _swept(plan: Plan, x: Any, weight: Any, starts: Any, y: Any, relu: bool) -> 
     return y
 
 
-@parallel
+@in_turn
 def _sweep(
     workers,
     counter,
@@ -211,21 +211,64 @@ def _sweep(
     sweep,
     routines,
 ):
-    for worker in prange(workers):
-        own = memory[worker * scratch : (worker + 1) * scratch]
+    on_workers(
+        workers,
+        _sweep_worker,
+        (
+            counter,
+            last,
+            x,
+            weight,
+            starts,
+            y,
+            memory,
+            scratch,
+            copied,
+            line,
+            tile,
+            phases,
+            offsets,
+            copies,
+            sweep,
+            routines,
+        ),
+    )
+
+
+@serial
+def _sweep_worker(
+    worker,
+    counter,
+    last,
+    x,
+    weight,
+    starts,
+    y,
+    memory,
+    scratch,
+    copied,
+    line,
+    tile,
+    phases,
+    offsets,
+    copies,
+    sweep,
+    routines,
+):
+    own = memory[worker * scratch : (worker + 1) * scratch]
+    task = take(counter)
+    while task < last:
+        image, first = task // sweep.strips, task % sweep.strips * sweep.strip
+        group = image % sweep.groups
+        rows = min(sweep.strip, -(-sweep.rows // sweep.row_step) - first)
+        of_image = 4 * sweep.channels * sweep.height * sweep.width
+        copy_strip(x.ctypes.data + image * of_image, own.ctypes.data, first, rows, copies, sweep, routines[1])
+        _strip(
+            own, copied, line, weight[group].ctypes.data, starts[group].ctypes.data,
+            y[image * sweep.filters : (image + 1) * sweep.filters],
+            first, rows, tile, phases, offsets, sweep, routines,
+        )  # fmt: skip
         task = take(counter)
-        while task < last:
-            image, first = task // sweep.strips, task % sweep.strips * sweep.strip
-            group = image % sweep.groups
-            rows = min(sweep.strip, -(-sweep.rows // sweep.row_step) - first)
-            of_image = 4 * sweep.channels * sweep.height * sweep.width
-            copy_strip(x.ctypes.data + image * of_image, own.ctypes.data, first, rows, copies, sweep, routines[1])
-            _strip(
-                own, copied, line, weight[group].ctypes.data, starts[group].ctypes.data,
-                y[image * sweep.filters : (image + 1) * sweep.filters],
-                first, rows, tile, phases, offsets, sweep, routines,
-            )  # fmt: skip
-            task = take(counter)
 
 
 @serial

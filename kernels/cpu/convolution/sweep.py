@@ -70,8 +70,13 @@ class Plan(NamedTuple):
 
     @property
     def packed(self) -> int:
-        """Floats of the packed weights."""
-        return self.panels * LANES * self.sweep.channels * self.sweep.taps
+        """Floats of the packed weights, and of what sums start from."""
+        return self.panels * LANES * self.sweep.channels * self.sweep.taps + self.starts
+
+    @property
+    def starts(self) -> int:
+        """Floats of what sums start from."""
+        return self.panels * LANES
 
     @property
     def scratch(self) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 from kernelproof.kernels.winograd_matrices import TAPS
 from kernelproof.spec import Window
 
-from ..launch import launch, ready, share, threads
+from ..launch import launch, ready, record, share, threads
 from ..micro_kernels import PIXELS, VECTORS, claim_lines, clear, from_lanes, multiply, pool_lanes, to_lanes
 from ..vectors import LANES
 from ..workspace import borrowed, in_lines
@@ -41,7 +41,7 @@ _WEIGHTS = 2**22
 _TILES = 128
 """Tiles that are multiplied at a time, by panels."""
 
-_CHUNK = 256
+_CHUNK = 128
 """Channels that are multiplied at a time, by panels."""
 
 _OVERHEAD = 8
@@ -190,6 +190,7 @@ def _tiled(
         together,
         block,
         block,
+        padded // block,
         -(-tiles // pixels) * pixels,
     )
     return Tiling(x, its, by_panels)
@@ -201,15 +202,12 @@ def _convolved(plan: Tiling, x: Any, weight: Any, turned: bool, bias: Any, y: An
     starts = np.zeros((of_x.groups, -(-its.filters // LANES) * LANES), np.float32)
     if bias is not None:
         starts[:, : its.filters] = bias.reshape(of_x.groups, its.filters)
-    routines = _routines(
-        of_x.size, of_x.block, its.pixels, its.filters, its.chunk < of_x.channels, turned, relu, bool(its.winners)
-    )
     broken = np.zeros(len(x), np.bool_)
     batches, groups = -(-of_x.units // of_x.together), of_x.groups
     cost = of_x.together * of_x.across * its.filters * of_x.channels * plan.points
     with borrowed(plan.shared + threads() * sum(plan.scratch)) as memory:
         constants = memory, plan.shared, plan.scratch, starts, _ZEROS, _OFFSETS
-        arguments = x, weight, turned, y, broken, *constants, of_x, its, routines
+        arguments = x, weight, turned, y, broken, *constants, _work(of_x, its, turned, relu)
         if plan.by_panels:
             launch(by_panels, batches, groups * cost // 32, threads(), *arguments)
         else:
@@ -221,19 +219,19 @@ _ZEROS, _OFFSETS = np.zeros(VECTORS * LANES, np.float32), 4 * np.arange(VECTORS 
 """What products start from, and where the channels of a tile stand."""
 
 
-@functools.cache
-def _routines(
-    size: int, block: int, pixels: int, filters: int, in_chunks: bool, turned: bool, relu: bool, pooled: bool
-) -> Routines:
-    vectors = -(-filters // LANES)
+@functools.lru_cache(maxsize=256)
+def _work(of_x: Tiles, its: Products, turned: bool, relu: bool) -> np.ndarray:
+    """All numbers that a convolution's core reads, as one argument."""
+    vectors = -(-its.filters // LANES)
     last = vectors - (vectors - 1) // VECTORS * VECTORS
-    sums = functools.partial(multiply.address, pixels=pixels, pixel_step=4 * block)
+    sums = functools.partial(multiply.address, pixels=its.pixels, pixel_step=4 * of_x.block)
     # Compiled only if there are more channels than a chunk, or filters to turn around.
-    added = functools.partial(sums, accumulate=1) if in_chunks else sums
-    turning = turned_weight_to_points.address(size=size) if turned else 0
-    return Routines(
-        clear.address(), claim_lines.address(), to_lanes.address(), input_to_points.address(size=size),
-        weight_to_points.address(size=size), turning, sums(vectors=VECTORS), sums(vectors=last),
-        added(vectors=VECTORS), added(vectors=last), points_to_output.address(size=size),
-        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not pooled)),
+    added = functools.partial(sums, accumulate=1) if its.chunk < of_x.channels else sums
+    turning = turned_weight_to_points.address(size=of_x.size) if turned else 0
+    routines = Routines(
+        clear.address(), claim_lines.address(), to_lanes.address(), input_to_points.address(size=of_x.size),
+        weight_to_points.address(size=of_x.size), turning, sums(vectors=VECTORS), sums(vectors=last),
+        added(vectors=VECTORS), added(vectors=last), points_to_output.address(size=of_x.size),
+        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not its.winners)),
     )  # fmt: skip
+    return record(x=of_x, its=its, routines=routines)

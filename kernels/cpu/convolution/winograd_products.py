@@ -98,7 +98,7 @@ def multiply_panel(u, v, m, panel, tiles, channels, adding, zeros, offsets, of_x
 @serial
 def transform_output(m, starts, y, panel, first, count, out, seen, of_x, its, routines):
     """Rows of y of a panel's filters and `count` units from `first` on, at addresses m, starts, y, out and seen."""
-    size, vectors, last = 4 * LANES, vectors_of(panel, its), of_x.across - 1
+    size, vectors, last, step = 4 * LANES, vectors_of(panel, its), of_x.across - 1, 2 if its.winners else 1
     for vector in range(vectors):
         k = (panel * VECTORS + vector) * LANES
         for unit in range(count):
@@ -122,12 +122,12 @@ def transform_output(m, starts, y, panel, first, count, out, seen, of_x, its, ro
                 maxima = out + 4 * its.turned
                 places = maxima + (rows // 2) * (columns // 2) * size + LANES * size
                 call(routines.pool, (out, size, columns * size, columns // 2, rows // 2, maxima, places))
-                _turn_back(maxima, y, filter_, k, p // 2, q // 2, rows // 2, columns // 2, 2, its, routines)
+                _turn_back(maxima, y, filter_, k, p // 2, q // 2, rows // 2, columns // 2, step, its, routines)
                 _turn_back(
-                    places, y + its.winners, filter_, k, p // 2, q // 2, rows // 2, columns // 2, 2, its, routines
+                    places, y + its.winners, filter_, k, p // 2, q // 2, rows // 2, columns // 2, step, its, routines
                 )
             else:
-                _turn_back(out, y, filter_, k, p, q, rows, columns, 1, its, routines)
+                _turn_back(out, y, filter_, k, p, q, rows, columns, step, its, routines)
 
 
 @serial

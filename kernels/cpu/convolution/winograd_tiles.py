@@ -18,8 +18,8 @@ class Tiles(NamedTuple):
 
     Tiles are `size` apart and reach `halo` further; the first begins `top` and `left` of the image. An image has `down`
     times `segments` units, and `together` of them are transformed to `point[block][tile][channel]`: matrices of
-    `capacity` tiles, `block` places side by side of which `used` are channels. In floats, a point is `point`, and
-    turning a strip takes `copy`.
+    `capacity` tiles, `block` places side by side of which `used` are channels, `blocks` of them at a time. In floats, a
+    point is `point`, and turning a strip takes `copy`.
     """
 
     size: int
@@ -38,6 +38,7 @@ class Tiles(NamedTuple):
     strip: int
     block: int
     used: int
+    blocks: int
     capacity: int
     point: int
     copy: int
@@ -68,23 +69,26 @@ def rows_of_tiles(size: int, n: int, rows: int, columns: int, most: int) -> tupl
 
 def tiles_of(
     size: int, halo: int, groups: int, source: tuple[int, int, int], padding: tuple[int, int],
-    units: tuple[int, int, int, int], together: int, block: int, used: int, least: int = 1,
+    units: tuple[int, int, int, int], together: int, block: int, used: int, blocks: int, least: int = 1,
 ) -> Tiles:  # fmt: skip
-    """Tiles of images of source's channels, height and width, at least so many in a matrix."""
+    """Tiles of images of source's channels, height and width, `blocks` of channels and at least so many in a matrix."""
     (channels, height, width), (down, segments, across, count) = source, units
     pitch = across * size + halo
     strip = max(1, min(together, down, (_STRIP // (4 * LANES * pitch) - halo) // size))
     capacity = max(together * across, least)
     return Tiles(
         size, halo, groups, channels, height, width, *padding, down, segments, across, count, together, strip, block,
-        used, capacity, in_lines(-(-channels // used) * block * capacity),
+        used, blocks, capacity, in_lines(blocks * block * capacity),
         in_lines((strip * size + halo) * pitch * LANES),
     )  # fmt: skip
 
 
 @serial
-def transform(x, first, count, points, copy, its, clear, turn, to_points):
-    """`points[point][block][tile][channel]` of `count` units from `first` on, at addresses x, points and copy."""
+def transform(x, begin, first, count, points, copy, its, clear, turn, to_points):
+    """`points[point][block][tile][channel]` of `count` units from `first` on, at addresses x, points and copy.
+
+    Of the channels `blocks` blocks, the first of which is `begin`.
+    """
     size, pitch, of_channel = 4 * LANES, its.across * its.size + its.halo, 4 * its.height * its.width
     unit = 0
     while unit < count:
@@ -92,9 +96,9 @@ def transform(x, first, count, points, copy, its, clear, turn, to_points):
         image, segment = segment // its.segments, segment % its.segments
         strip = min(its.strip, count - unit, its.down - row)
         source = x + image * its.groups * its.channels * of_channel
-        for vector in range(-(-its.channels // its.used) * its.block // LANES):
+        for vector in range(min(its.blocks, -(-its.channels // its.used) - begin) * its.block // LANES):
             block, lane = vector * LANES // its.block, vector * LANES % its.block
-            c = block * its.used + lane
+            c = (begin + block) * its.used + lane
             channels = min(LANES, its.used - lane, its.channels - c)
             _copy_strip(source + c * of_channel, copy, segment, row, strip, channels, its, clear, turn)
             for each in range(strip):
@@ -107,11 +111,11 @@ def transform(x, first, count, points, copy, its, clear, turn, to_points):
 
 
 @serial
-def transform_strip(x, points, copy, group, begin, first, count, its, clear, turn, to_points):
-    """`points[group][point][block][tile][channel]` of `count` units, the first of them the `first` after `begin`."""
+def transform_strip(x, points, copy, group, block, begin, first, count, its, clear, turn, to_points):
+    """`points[group][point][block][tile][channel]` from `block` on, of `count` units from `begin + first` on."""
     x += 4 * group * its.channels * its.height * its.width
     points += 4 * (group * (its.size + TAPS - 1) ** 2 * its.point + first * its.across * its.block)
-    transform(x, begin + first, count, points, copy, its, clear, turn, to_points)
+    transform(x, block, begin + first, count, points, copy, its, clear, turn, to_points)
 
 
 @serial
