@@ -7,6 +7,7 @@ from html import escape
 COLOURS = {
     "ours strict": "#0072b2", "ours fast": "#d55e00", "torch": "#7f7f7f", "torch channels-last": "#b0a030",
     "onnxruntime": "#009e73", "jax": "#cc79a7", "numpy": "#56b4e9", "fastest peer": "#7f7f7f",
+    "cuDNN fp32": "#7f7f7f",
 }  # fmt: skip
 """Told apart by most who do not see all colours: Okabe and Ito, Color Universal Design."""
 

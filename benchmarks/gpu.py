@@ -1,6 +1,7 @@
 """Convolutions, training and inference on a GPU beside PyTorch and cuDNN: times, errors against float64, roofline.
 
-    python benchmarks/cuda.py --json benchmarks/cuda.json --table docs/cuda.md
+    python benchmarks/gpu.py         # on a GPU, five minutes: writes docs/cuda.json
+    python benchmarks/gpu_page.py    # anywhere: docs/cuda.md and its figures from it
 
 Every time is the median of replays of one CUDA graph that runs a call on several buffers in turn, so that no operand is
 in the cache; what a call launches is all in it, packing of weights and looking for special values included. PyTorch has
@@ -18,12 +19,12 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
+from gpu_shapes import MEMORY, PRODUCTS, SHAPES, TENSOR, Shape
 
 from kernelproof import kernels
 from kernelproof.kernels.cuda.graph import TrainingStep
@@ -31,61 +32,11 @@ from kernelproof.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU, SpecChain
 
 F: Any = torch.nn.functional
 CACHE, REPLAYS = 120e6, 12
-MEMORY, TENSOR, PRODUCTS = 4.3e12, 911e12, {"strict": 6, "fast": 3, "tf32": 2}
-"""Bytes and bf16 operations a second, measured on an H200, and how many bf16-sized products a product costs."""
 LARGEST_ERROR = {"strict": 2e-6, "fast": 2e-6, "tf32": 2e-3}
 """Of |error| / sum |x||w|: what tells the right result of a precision from a wrong one."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A convolution: images, channels, image size, filters, filter size, stride, padding, groups."""
-
-    name: str
-    n: int
-    c: int
-    h: int
-    k: int
-    r: int
-    stride: int = 1
-    groups: int = 1
-
-    @property
-    def options(self) -> dict[str, int]:
-        return {"stride": self.stride, "padding": self.r // 2, "groups": self.groups}
-
-    @property
-    def text(self) -> str:
-        step = f" /{self.stride}" if self.stride > 1 else ""
-        depth = " depthwise" if self.groups > 1 else ""
-        return f"{self.n}x{self.c}x{self.h}x{self.h} -> {self.k}, {self.r}x{self.r}{step}{depth}"
-
-
-SHAPES = (
-    Shape("kernels", 32, 64, 56, 64, 3),
-    Shape("kernels", 16, 128, 28, 128, 3),
-    Shape("kernels", 32, 512, 14, 512, 1),
-    Shape("kernels", 256, 32, 14, 64, 3),
-    Shape("kernels", 256, 1, 28, 32, 3),
-    Shape("kernels", 16, 256, 32, 256, 3, groups=256),
-    Shape("ResNet-18", 32, 3, 224, 64, 7, 2),
-    Shape("ResNet-18", 32, 64, 56, 128, 3, 2),
-    Shape("ResNet-18", 32, 64, 56, 128, 1, 2),
-    Shape("ResNet-18", 32, 128, 28, 128, 3),
-    Shape("ResNet-18", 32, 128, 28, 256, 3, 2),
-    Shape("ResNet-18", 32, 256, 14, 256, 3),
-    Shape("ResNet-18", 32, 256, 14, 512, 3, 2),
-    Shape("ResNet-18", 32, 512, 7, 512, 3),
-    Shape("MobileNetV1", 32, 3, 224, 32, 3, 2),
-    Shape("MobileNetV1", 32, 32, 112, 32, 3, groups=32),
-    Shape("MobileNetV1", 32, 32, 112, 64, 1),
-    Shape("MobileNetV1", 32, 64, 112, 64, 3, 2, groups=64),
-    Shape("MobileNetV1", 32, 64, 56, 128, 1),
-    Shape("MobileNetV1", 32, 128, 56, 128, 3, groups=128),
-    Shape("MobileNetV1", 32, 256, 28, 256, 1),
-    Shape("MobileNetV1", 32, 512, 14, 512, 3, groups=512),
-    Shape("MobileNetV1", 32, 512, 7, 1024, 1),
-)
+JSON = Path(__file__).parents[1] / "docs" / "cuda.json"
 PASSES = ("forward", "dx", "dweight")
 PEERS = {"fp32": (False, False), "fp32 NHWC": (False, True), "tf32": (True, False), "tf32 NHWC": (True, True)}
 """cuDNN's: whether TF32 is allowed, whether memory is channels-last."""
@@ -141,9 +92,7 @@ def calls(which: str, sets: list[tuple[Any, Any, Any]], shape: Shape, precision:
 
 def measure(shape: Shape) -> list[dict[str, Any]]:
     """A row for each pass."""
-    p = (shape.h + 2 * (shape.r // 2) - shape.r) // shape.stride + 1
-    x_size, y_size = shape.n * shape.c * shape.h**2, shape.n * shape.k * p**2
-    count = max(2, min(8, math.ceil(CACHE / (4 * (x_size + y_size)))))
+    p, count = shape.output, max(2, min(8, math.ceil(CACHE / shape.traffic)))
     sets = []
     for _ in range(count):
         x = torch.randn(shape.n, shape.c, shape.h, shape.h, device="cuda")
@@ -152,7 +101,6 @@ def measure(shape: Shape) -> list[dict[str, Any]]:
     wide = [tuple(each.contiguous(memory_format=torch.channels_last) for each in one) for one in sets]
     exact = [tuple(each.double() for each in sets[0])]
     magnitudes = [tuple(each.abs() for each in exact[0])]
-    products = 2.0 * y_size * shape.c // shape.groups * shape.r**2
     rows = []
     for which in PASSES:
         right, scale = (calls(which, each, shape, None)[0]() for each in (exact, magnitudes))
@@ -172,7 +120,7 @@ def measure(shape: Shape) -> list[dict[str, Any]]:
             if not row["error"][precision] <= largest:
                 raise AssertionError(f"{shape.text} {which} {precision}: error {row['error'][precision]:.1e}")
             row["us"][precision] = graph_time(ours)
-        floor = max(4 * (x_size + y_size) / MEMORY, products * PRODUCTS["strict"] / TENSOR) * 1e6
+        floor = max(shape.traffic / MEMORY, shape.operations * PRODUCTS["strict"] / TENSOR) * 1e6
         row["roofline"] = floor / row["us"]["strict"]
         rows.append(row)
         print(f"{shape.text:48} {which:8}", {key: round(value, 1) for key, value in row["us"].items()}, flush=True)
@@ -321,66 +269,9 @@ def host_time(call: Callable[[Any], Any], x: Any, count: int = 100) -> float:
     return min(times)
 
 
-def table(result: dict[str, Any]) -> str:
-    """The page for the docs."""
-    versions = ", ".join(f"{name} {result[name]}" for name in ("driver", "torch", "cuDNN", "numba-cuda", "numpy"))
-    lines = [
-        "# CUDA kernels, measured",
-        "",
-        f"{result['GPU']}, {result['date']}, {versions}. Made by `benchmarks/cuda.py`, which says how.",
-        "",
-        "Microseconds a call, with all that is launched for it. Errors are the greatest |error| / sum of |x||w|",
-        "against float64. *strict* is float32 accuracy over the full range, *fast* the same within each image's range.",
-        "The ratio is cuDNN's strict float32 in NCHW over ours: above 1 we win. *Roofline* is the least time that",
-        "memory, or six bf16 products for each product, allow, over ours.",
-        "",
-        "| shape | pass | strict | fast | tf32 | cuDNN fp32, NHWC | tf32, NHWC | ratio | error, cuDNN | roofline |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in result["convolutions"]:
-        us, error = row["us"], row["error"]
-        cells = (
-            f"{row['network']} {row['shape']}",
-            row["pass"],
-            *(f"{us[precision]:.1f}" for precision in LARGEST_ERROR),
-            *(f"{us[f'cuDNN {name}']:.1f}, {us[f'cuDNN {name} NHWC']:.1f}" for name in ("fp32", "tf32")),
-            f"{us['cuDNN fp32'] / us['strict']:.2f}",
-            f"{error['strict']:.0e}, {error['cuDNN fp32']:.0e}",
-            f"{row['roofline']:.0%}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    if "training" in result:
-        lines += [
-            "",
-            "One step of CNN2 (1x28x28, SGD with momentum), microseconds; errors are the worst relative error of",
-        ]
-        lines += ["a parameter's gradient against float64, where one maximum that falls otherwise shows.", ""]
-        for row in result["training"]:
-            names = "; ".join(f"{key} {value:.0f}" for key, value in row["us"].items())
-            errors = "; ".join(f"{key} {value:.0e}" for key, value in row["error"].items())
-            lines.append(f"- batch {row['batch']}: {names}. Errors: {errors}.")
-    if "inference" in result:
-        lines += [
-            "",
-            "CNN2 forward, microseconds one after the other on the stream, and in brackets until the call returned.",
-            "Ours is `chain.compile('cuda').forward` as it is called, each time on another batch; PyTorch's graphs",
-            "replay on one. Errors are relative, of the logits.",
-            "",
-        ]
-        for row in result["inference"]:
-            names = "; ".join(
-                f"{key} {value:.0f}" + (f" ({row['host'][key]:.0f})" if key in row["host"] else "")
-                for key, value in row["us"].items()
-            )
-            errors = "; ".join(f"{key} {value:.0e}" for key, value in row["error"].items())
-            lines.append(f"- batch {row['batch']}: {names}. Errors: {errors}.")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where to write all numbers")
-    parser.add_argument("--table", type=Path, help="where to write the page")
+    parser.add_argument("--json", type=Path, default=JSON, help="where to write all numbers")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many shapes, from the first on")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
@@ -400,10 +291,7 @@ def main() -> None:
     }  # fmt: skip
 
     def write() -> None:
-        if options.json:
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
-        if options.table:
-            options.table.write_text(table(result))
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
     for shape in SHAPES[: options.shapes]:
         result["convolutions"] += measure(shape)
