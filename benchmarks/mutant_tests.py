@@ -91,6 +91,7 @@ TESTS: Mapping[str, Tests] = {
         FUSED,
     ),
     "kernels/cpu/conv.py": (promises("conv2d or bias or infinite"), laws("dbias")),
+    "kernels/cpu/convolution/algorithms.py": (PLANS, algorithms("whole")),
     "kernels/cpu/convolution/depthwise.py": DEPTHWISE,
     "kernels/cpu/convolution/direct.py": DIRECT,
     "kernels/cpu/convolution/direct_gradient.py": (
@@ -128,5 +129,6 @@ TESTS: Mapping[str, Tests] = {
     "kernels/cpu/unpool_vectors.py": POOL,
     "kernels/cpu/vectors.py": (at_edges(""), TILED, algorithms("direct"), MICRO),
     "kernels/cpu/winners.py": (FUSED,),
+    "kernels/cpu/workers.py": (at_edges(""), promises("bits")),
     "kernels/cpu/workspace.py": (*DEPTHWISE, at_edges("linear"), algorithms("direct"), PLANS),
 }
