@@ -48,6 +48,7 @@ _AT_ONCE = 32
 
 _lock = threading.Lock()
 _layer_before_fork = None
+_is_started = False
 _threads: int | None = None
 
 
@@ -82,6 +83,8 @@ def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> 
     counter = np.zeros(1, np.int64)
     if tasks and _is_little(tasks, cost) and not _layer_before_fork:
         # Straight there: Python's own microseconds would be most of it.
+        if not _is_started:
+            _start()
         getattr(core, "alone", core)(1, counter, tasks, *arguments)
         return
 
@@ -90,6 +93,14 @@ def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> 
         core(min(workers, last - first), counter, last, *arguments)
 
     _in_blocks(core, call, tasks, cost // _AT_ONCE)
+
+
+def _start() -> None:
+    """Start numba's threads. What one core compiled for several workers is kept with, another loads without: its calls
+    to the threads would lead nowhere, and all others of the same library with them."""
+    global _is_started
+    numba.get_num_threads()
+    _is_started = True
 
 
 def sharers(tasks: int, cost: int) -> int:
@@ -120,6 +131,8 @@ def _in_blocks(core: Any, call: Callable[..., None], tasks: int, cost: int) -> N
             "a process with threads of its own (GNU OpenMP would end this one)",
             'Start it with multiprocessing.get_context("spawn"), or set NUMBA_THREADING_LAYER=workqueue.',
         )
+    if not _is_started:
+        _start()
     wanted = _threads or 1 + tasks * cost // _SHARE
     if wanted == 1 and hasattr(core, "alone"):
         for first, last in _blocks(tasks, cost, 1):
