@@ -22,6 +22,7 @@ from kernelproof.spec import UnsupportedError
 from . import manners, metamorphic, refusals  # noqa: F401 - they register their laws
 from .coverage import predicates
 from .fitting import fitted
+from .judging import told
 from .laws import Law, LawBroken, Observation
 from .problems import Problem, problems
 from .report import RATIO_BINS, Failure, Result
@@ -59,8 +60,7 @@ def directly(subject: Subject) -> Check:
             raise
         except Exception as error:
             # A legal call: whatever the kernel raises is an answer that the law does not allow.
-            message = f"{problem.operator}: the kernel raised {type(error).__name__}: {error}"
-            raise LawBroken(message, problem) from error
+            raise LawBroken(told(problem, error), problem) from error
 
     return check
 

@@ -14,6 +14,7 @@ import cloudpickle
 
 from kernelproof.spec import UnsupportedError
 
+from .judging import told
 from .laws import LAWS, Law, LawBroken, Observation
 from .problems import Problem
 from .subject import Subject
@@ -145,4 +146,4 @@ def _outcome(law: Law, subject: Subject, problem: Problem) -> Any:
     except LawBroken as broken:
         return "broken", str(broken), broken.index, broken.values
     except BaseException as error:
-        return "broken", f"{problem.operator}: the kernel raised {type(error).__name__}: {error}", (), {}
+        return "broken", told(problem, error), (), {}

@@ -70,6 +70,16 @@ def declared(kernel: Kernel) -> Declared:
     return kernel if isinstance(kernel, Declared) else Declared(kernel, lambda problem: True)
 
 
+def told(problem: Problem, error: BaseException) -> str:
+    """What an exception says of a kernel: that its legal call raised, or that what it gave could not be judged."""
+    trace, of_kernel = error.__traceback__, False
+    while trace is not None:
+        of_kernel = of_kernel or trace.tb_frame.f_code is Declared.__call__.__code__
+        trace = trace.tb_next
+    what = "the kernel raised" if of_kernel else "what the kernel gave could not be judged:"
+    return f"{problem.operator}: {what} {type(error).__name__}: {error}"
+
+
 def evaluate(kernel: Kernel, problem: Problem, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     """Call the kernel and hold it to its manners: the inputs and what lies round them as they were, results of its own.
 

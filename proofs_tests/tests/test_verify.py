@@ -10,6 +10,8 @@ import pytest
 
 from kernelproof import spec
 from kernelproof.proofs import verify
+from kernelproof.proofs.judging import declared, told
+from kernelproof.proofs.problems import Problem
 from kernelproof.proofs.report import reproduction
 from kernelproof.proofs.subject import subject_of
 from kernelproof.spec import OPERATORS, KernelproofError
@@ -144,3 +146,27 @@ def test_the_cuda_backend_is_held_to_the_class_that_its_precision_promises() -> 
 def test_a_backend_that_promises_no_class_by_a_precision_says_so(backend: str, op: str | None) -> None:
     with pytest.raises(KernelproofError, match="precision="):
         subject_of(backend, op, precision="tf32")
+
+
+def test_what_a_kernel_raises_is_told_apart_from_what_judging_it_raises() -> None:
+    def raises(x: Any) -> Any:
+        raise ValueError("mine")
+
+    problem = Problem("relu", {"x": (2,)}, {}, (2,), "whole")
+    for function, said in (
+        (lambda: declared(raises)(1), "relu: the kernel raised ValueError: mine"),
+        (lambda: raises(1), "relu: what the kernel gave could not be judged: ValueError: mine"),
+    ):
+        with pytest.raises(ValueError, match="mine") as caught:
+            function()
+        assert told(problem, caught.value) == said
+
+
+@pytest.mark.parametrize("time_limit", [None, 60.0])
+def test_a_kernel_that_raises_is_refuted(time_limit: float | None) -> None:
+    def raises(x: Any) -> Any:
+        raise ValueError("mine")
+
+    failure = verify(raises, "relu", level="L1", examples=2, time_limit=time_limit).failures[0].failure
+    assert failure is not None
+    assert failure.message == "relu: the kernel raised ValueError: mine"
