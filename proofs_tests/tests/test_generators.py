@@ -96,6 +96,9 @@ def test_a_convolution_in_five_has_wide_rows_of_few_or_many_filters_or_channels(
     channels = {problem.shapes["weight"][1] for problem in wide}
     assert filters | channels == {1, 2, 3, *TILES[3:9]}
     assert min(max(filters), max(channels)) > 16
+    # A second channel beside many filters, and the other way round: registers hold sums over several.
+    pairs = {problem.shapes["weight"][:2] for problem in wide if problem.options["groups"] == 1}
+    assert {min(pair) for pair in pairs if max(pair) > 3} == {2}
     # A second image: where a kernel forgets to move on to it, one alone tells nothing.
     assert {problem.shapes["x"][0] for problem in wide} == {0, 1, 2}
 
@@ -120,7 +123,8 @@ def test_a_batch_is_mostly_of_several_and_never_of_more_than_five(operator: str)
 
 def test_no_padding_is_negative() -> None:
     for operator in ("conv2d", "max_pool2d"):
-        assert min(side for problem in drawn(operator) for side in sides(problem)) == 0
+        for each_side in zip(*(sides(problem) for problem in drawn(operator)), strict=True):
+            assert min(each_side) == 0
 
 
 def test_tiles_stand_on_both_sides_of_powers_of_two() -> None:
@@ -223,7 +227,9 @@ def test_whole_numbers_are_as_large_as_exact_sums_allow(operator: str) -> None:
         assert all(np.abs(array).max(initial=0) <= most for array in problem.arrays().values())
 
 
-@pytest.mark.parametrize(("precision", "most"), [("bf16", 2**8), ("tf32", 2**11), ("fp16", 2**11), ("fp32", 2**12)])
+@pytest.mark.parametrize(
+    ("precision", "most"), [("bf16", 2**8), ("tf32", 2**11), ("fp16", 2**11), ("fp32", 2**12), ("f16x3", 2**11)]
+)
 def test_whole_numbers_fit_the_precision(precision: str, most: int) -> None:
     one = Problem("linear", {"x": (1, 1), "weight": (1, 1)}, {}, (1, 1), "whole", precision=precision)
     assert largest_whole(one) == most
@@ -305,12 +311,13 @@ def holds_special(array: np.ndarray) -> bool:
 
 
 def test_special_values_are_all_there_in_one_array_at_a_time() -> None:
-    among, seen, shares, of_subnormals = set(), set(), [], 0
+    among, scaled, seen, shares, of_subnormals = set(), set(), set(), [], 0
     for arrays in values(linear("special"), 200):
         holding = [name for name, array in arrays.items() if holds_special(array)]
         subnormal = [name for name in holding if np.isfinite(arrays[name]).all() and np.abs(arrays[name]).max() < 1e-40]
         assert len(holding) == 1 or set(holding) == set(subnormal) == {holding[0], "bias"}
         among.update(holding)
+        scaled.update(subnormal)
         of_subnormals += bool(subnormal)
         ordinary = np.concatenate(
             [array[np.isfinite(array)] for name, array in arrays.items() if name not in subnormal]
@@ -319,7 +326,7 @@ def test_special_values_are_all_there_in_one_array_at_a_time() -> None:
         seen.update("nan" if np.isnan(value) else repr(float(value)) for value in arrays[holding[0]].ravel())
         if holding == ["x"] and not subnormal:
             shares.append(np.mean(~np.isfinite(arrays["x"])))
-    assert among == {"x", "weight", "bias"}
+    assert among == scaled == {"x", "weight", "bias"}
     assert 25 < of_subnormals < 80
     assert {"nan", "inf", "-inf", "-0.0", "0.0", "-3.0", "3.0"} <= seen
     assert any(abs(float(value)) == np.finfo(np.float32).smallest_subnormal for value in seen - {"nan"})
