@@ -71,6 +71,9 @@ class Backend:
     def __call__(self, operator: Operator[...], *args: Any, **kwargs: Any) -> Any:
         return operator.perform(self.kernel(operator), *args, **kwargs)
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, Precision]]:
+        return _named, (self.name, self.precision)  # What is remembered stays here.
+
     def __repr__(self) -> str:
         return f"<backend {self.name}, {self.precision}>"
 
@@ -124,6 +127,10 @@ class _Cuda(Backend):
 
 
 cpu, cuda = _Cpu("cpu"), _Cuda("cuda")
+
+
+def _named(name: str, precision: Precision) -> Backend:
+    return backend(name).at(precision)
 
 
 def backend(name: str) -> Backend:

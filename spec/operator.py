@@ -83,7 +83,14 @@ def check_arrays(operator: str, **arrays: Any) -> None:
             continue
         if not hasattr(array, "shape") or not hasattr(array, "dtype") or isinstance(array, np.generic):
             raise DtypeError(operator, f"{name} is {type_of(array)}", "an array", f"Pass numpy.asarray({name}).")
-        if np.dtype(array.dtype).kind not in "biufO":
+        try:
+            kind = np.dtype(array.dtype).kind
+        except TypeError:  # Another library's.
+            raise DtypeError(
+                operator, f"{name} is an array of {type(array).__module__}", "numpy arrays, or device arrays",
+                f"Pass numpy.asarray({name}), or move all of them to the GPU.",
+            ) from None  # fmt: skip
+        if kind not in "biufO":
             raise DtypeError(operator, f"{name} is {array.dtype}", "real numbers", "Convert with .astype first.")
         dtypes[name] = array.dtype
     if len(set(dtypes.values())) > 1:

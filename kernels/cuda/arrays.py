@@ -269,6 +269,7 @@ def take(operator: str, argument: Any, place: Place) -> Any:
     elif not is_device_array(argument):
         return argument
     if library_of(argument) == "torch":
+        argument = argument.resolve_neg()  # Its memory may hold the numbers with the other sign.
         dtype = _tensor_dtype(operator, argument)
         return DeviceArray(argument, dtype, place, is_bfloat16=str(argument.dtype) == "torch.bfloat16")
     if library_of(argument) == "numba" and not hasattr(argument, "__cuda_ndarray__"):

@@ -1,8 +1,9 @@
 """Convolution and its input gradient on Hopper's tensor cores: what is launched, and what is computed again.
 
-Three launches: `pack` splits the weights and clears the flags, the kernel of implicit_gemm.py computes, and `again`
-has the plain kernel compute what a NaN, an infinity or a magnitude beyond the split's range took part in. It looks at
-flags in device memory: nothing waits for the host, and nobody pays for values that are not there.
+`pack` splits the weights and clears the flags; the kernel of implicit_gemm.py computes, on x as it is or as laid_out.py
+lays it out, and where x is scaled each image is looked through for its greatest value first; `again` has the plain
+kernel compute what a NaN, an infinity or a magnitude beyond the split's range took part in. It looks at flags in device
+memory: nothing waits for the host, and nobody pays for values that are not there.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Convolution as one matrix product that is never laid out: the kernel behind every fast convolution here.
+"""Convolution as one matrix product that nobody writes down: the kernel behind every fast convolution here.
 
 All images, with their shared padding, lie end to end in one row of *slots*: slot `(n*rows + h)*pitch + w`. Then a tap
 of the filter is a constant distance in slots, for every pixel alike, and the products of a tap are a matrix product

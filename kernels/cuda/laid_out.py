@@ -1,6 +1,6 @@
 """Operands split and laid out in slots beforehand, for kernels in which many tiles read them.
 
-A slot is a pixel (implicit_gemm.py says which); what a tap of the filter is away from another, in the image, is a
+A slot is a pixel (slots.py says which); what a tap of the filter is away from another, in the image, is a
 distance in slots here. A stride cuts the image in phases, each with slots of its own. Laid out are, in this order:
 phase, group, *band* of 64 channels, part, slot, channel: 128 bytes a slot, so that the copy engine brings any number of
 slots of a band as one piece. Slots outside of the image and channels beyond the last are zeros.

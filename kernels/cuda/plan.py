@@ -28,6 +28,9 @@ LEAST_CHANNELS, LEAST_FILTERS, LEAST_TERMS = 48, 65, 256
 """From which on x is laid out beforehand: a band of 64 channels is mostly full, more than one block of filters would
 split the same slots, and products of so many terms make up for laying them out."""
 
+MOST_SLOTS = 4
+"""Slots for a pixel that are laid out beforehand."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -114,15 +117,23 @@ def division(divisor: int) -> tuple[int, int]:
     return (multiplier - 2**32 if multiplier >= 2**31 else multiplier), shift  # As a signed word.
 
 
+def are_few(slots: int, pixels: int) -> bool:
+    """Whether so many slots may be laid out for so many pixels: far padding and dilation make them many more."""
+    return slots < min(MOST_SLOTS * pixels + 2**16, 2**27)
+
+
 def splits(problem: Problem, precision: str) -> list[Block]:
     """The blocks that can serve the problem, the best first: a whole filter, its rows, single taps."""
     (rows, row), (_, stride_w) = problem.taps, problem.stride
     whole, blocks = (rows, row) == (3, 3) and problem.stride == (1, 1), []
+    laid = Block(precision, 1, 1, BAND, 128, side_by_side=False, laid=True)
     lines = problem.groups * -(-problem.channels // BAND) * math.prod(_phases_of_layout(problem))
     many = problem.channels >= LEAST_CHANNELS and problem.filters >= LEAST_FILTERS and lines < 2**16
     many = many and problem.channels * _taps(problem) >= LEAST_TERMS
+    slots = problem.images * math.prod(_pitches(problem, laid))
+    many = many and are_few(slots, problem.images * max(math.prod(problem.output), math.prod(problem.image)))
     if many and not whole and ARITHMETIC[precision].kind != "tf32":
-        blocks.append(Block(precision, 1, 1, BAND, 128, side_by_side=False, laid=True))
+        blocks.append(laid)
     if rows == row == 1:
         channels = 32 if problem.channels > 16 else 16
         return [*blocks, Block(precision, 1, 1, channels, 128, side_by_side=problem.filters <= 64)]

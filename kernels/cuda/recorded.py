@@ -90,7 +90,7 @@ ADDRESS: dict[str, Callable[[Any], int]] = {
 
 
 def _of_torch(tensor: Any) -> Any:
-    is_float = tensor.dtype in _FLOATS and not tensor.requires_grad
+    is_float = tensor.dtype in _FLOATS and tensor.is_cuda and not tensor.requires_grad and not tensor.is_neg()
     return (tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device()) if is_float else None
 
 

@@ -15,7 +15,7 @@ from .driver import Kernel, fill_with_zeros, multiprocessors
 from .fast_conv import steps
 from .laid_out import BAND, UNIT, Layout
 from .launch import THREADS, position
-from .plan import SHARED_MEMORY, division, pitch_of
+from .plan import SHARED_MEMORY, are_few, division, pitch_of
 from .slots import HEADER
 from .tensor_core import ARITHMETIC, LOWEST_FACTOR
 from .wide_gradient import CHANNELS_OF_TILE, FILTERS, Geometry
@@ -26,7 +26,7 @@ many taps as the shared memory in which shares are added holds."""
 
 
 ADDING = {3: 0.04, 1: 0.06}
-"""Stages that writing and adding a share of a tile takes, of one tap and of three."""
+"""Stages that writing and adding a share of a tile takes, of three taps and of one."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def plan(
     x_bytes, y_bytes = wide_gradient.stage_bytes(ARITHMETIC[arithmetic], taps, slots)
     stages = min(4, (SHARED_MEMORY - HEADER) // (x_bytes + y_bytes))
     x_bands, y_bands = -(-channels // BAND), -(-filters // BAND)
-    if stages < 2 or max(map(abs, (*steps(x), *steps(dy)))) >= 2**29 or x_slots >= 2**31:
+    pixels = dy.shape[0] * max(math.prod(dy.shape[2:]), math.prod(x.shape[2:]))
+    if stages < 2 or max(map(abs, (*steps(x), *steps(dy)))) >= 2**29 or not are_few(x_slots, pixels):
         return None
     filter_blocks, channel_blocks = -(-filters // wide_gradient.filters_of(taps)), -(-channels // CHANNELS_OF_TILE)
     shares = _shares(groups * filter_blocks * channel_blocks * rows_of_filter * row_blocks, chunks, taps, blocks)

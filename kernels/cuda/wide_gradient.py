@@ -23,8 +23,7 @@ from .wgmma import accumulators, finisher, promoter, zeros
 FILTERS, CHANNELS_OF_TILE = BAND, 2 * BAND
 """Filters of a warpgroup; channels of a tile."""
 SLOT, EIGHT_SLOTS, REDUCERS = 8, 64, 288
-"""A slot of a band, and eight of them, in units of 16 bytes; threads that add
-shares: a warp for each tap of a 3x3 filter."""
+"""A slot of a band, and eight of them, in units of 16 bytes; threads that add shares, a warp for each tap of 3x3."""
 
 
 class Geometry(NamedTuple):

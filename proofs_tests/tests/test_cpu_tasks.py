@@ -9,6 +9,8 @@ import pytest
 
 from kernelproof import kernels, spec
 from kernelproof.kernels.cpu.convolution.planner import ALGORITHMS, Algorithm, Problem
+from kernelproof.kernels.cpu.launch import in_turn, serial
+from kernelproof.kernels.cpu.workers import on_workers
 from kernelproof.spec import Window
 
 
@@ -66,3 +68,35 @@ def test_rows_of_thousands_of_columns(row: Algorithm, asked: Problem) -> None:
     arrays = {"conv2d": (x, weight, None), "conv2d_dx": (dy, weight, x.shape), "conv2d_dweight": (dy, x, weight.shape)}
     given = *arrays[row.operator], asked.window, asked.groups
     assert np.array_equal(row.run(*given), getattr(spec, row.operator).body(*given))
+
+
+@serial
+def _takes_memory(worker, size):  # type: ignore[no-untyped-def]
+    np.empty(size)[0] = worker
+
+
+@in_turn
+def _on_workers(workers, size):  # type: ignore[no-untyped-def]
+    on_workers(workers, _takes_memory, (size,))  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_without_memory_is_an_error(workers: int) -> None:
+    _on_workers(workers, 8)
+    with pytest.raises(MemoryError, match="worker"):
+        _on_workers(workers, 2**45)
+
+
+def _thrice(module: Any, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
+    return [
+        module.conv2d(a, b, padding=1), module.relu_dx(a, b),
+        *module.sgd(a, b, c, learning_rate=0.5, momentum=0.5),
+    ]  # fmt: skip
+
+
+def test_an_array_that_was_given_twice_is_not_taken_for_another_later() -> None:
+    # A shape that no other test has: what is remembered of a call is remembered for all.
+    a, b, c = (whole(seed, 3, 3, 3, 3) for seed in range(3))
+    _thrice(kernels, a, a, a)
+    for came, right in zip(_thrice(kernels, a, b, c), _thrice(spec, a, b, c), strict=True):
+        np.testing.assert_array_equal(came, right)

@@ -1,6 +1,7 @@
 """How kernels come to their contract, and calls to their kernel."""
 
 import inspect
+import pickle
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import TypeCheckError
 from kernelproof import kernels, spec
 from kernelproof.kernels.contract import KERNELS, Precision, implements
 from kernelproof.kernels.dispatch import backend_of, cpu, cuda, is_device_array
-from kernelproof.spec import DtypeError, ParameterError, UnsupportedError
+from kernelproof.spec import Conv2d, DtypeError, ParameterError, ReLU, SpecChain, UnsupportedError
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +220,20 @@ def test_a_public_function_is_the_operator_s_and_takes_a_precision() -> None:
     assert kernels.relu(x=x, precision="fast").tolist() == kernels.relu(x).tolist() == [0, 2]
     with pytest.raises(ParameterError, match="precision='exact'"):
         kernels.relu(x, precision="exact")
+
+
+def test_a_chain_that_was_called_is_pickled_as_one_that_was_not() -> None:
+    chain = SpecChain(Conv2d(1, 2, 3), ReLU(), input="n 1 6 6").compile("cpu", precision="fast")
+    parameters, x = chain.initialise(0), np.ones((2, 1, 6, 6), np.float32)
+    y = chain.forward(parameters, x)
+    again = pickle.loads(pickle.dumps(chain))
+    assert again.perform is chain.perform
+    assert again.forward(parameters, x).tobytes() == y.tobytes()
+
+
+def test_an_array_of_another_library_is_refused_in_words() -> None:
+    class Foreign:
+        shape, dtype = (2,), "torch.float32"
+
+    with pytest.raises(DtypeError, match="numpy arrays, or device arrays"):
+        spec.relu(Foreign())  # type: ignore[arg-type]
