@@ -1,7 +1,9 @@
-"""The operators on NVIDIA GPUs, compiled by numba-cuda: plain, right, and the same code on every compute capability.
+"""The operators on NVIDIA GPUs, compiled by numba-cuda: a plain kernel for each, and fast ones for Hopper.
 
-Every output element is summed by one thread, or by one block in a fixed tree, so the bits do not depend on the order
-in which threads run. No warp operations and no PTX: numba's simulator (`NUMBA_ENABLE_CUDASIM=1`) runs it without a GPU.
+Every output element is summed by one thread, or by blocks in a fixed order, so the bits do not depend on the order in
+which threads run. The plain kernels (conv, linear, pool, relu, training) have no warp operations and no PTX: they are
+the same code on every compute capability, and numba's simulator (`NUMBA_ENABLE_CUDASIM=1`) runs them without a GPU.
+docs/how-a-cuda-convolution-runs.md leads through the fast ones.
 """
 
 import importlib.util
