@@ -16,7 +16,7 @@ def launched(problem: Problem, precision: Precision) -> dict[str, Any]:
     """The launches on an H200 in their order; raises what the operator does, UnsupportedError."""
     operator = OPERATORS[problem.operator]
     kernel = kernels.backend("cuda").at(precision).kernel(operator)
-    from kernelproof.kernels.cuda.dry import dry
+    from kernelproof.kernels.cuda.host.dry import dry
 
     shapes = problem.array_shapes
     rest = [problem.shapes[name.removesuffix("_shape")] for name in problem.parameters if name.endswith("_shape")]

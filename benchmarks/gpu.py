@@ -27,7 +27,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from gpu_shapes import MEMORY, PRODUCTS, SHAPES, TENSOR, Shape
 
 from kernelproof import kernels
-from kernelproof.kernels.cuda.graph import TrainingStep
+from kernelproof.kernels.cuda.host.graph import TrainingStep
 from kernelproof.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU, SpecChain
 
 F: Any = torch.nn.functional

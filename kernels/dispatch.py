@@ -104,13 +104,13 @@ class _Cpu(Backend):
 class _Cuda(Backend):
     """The GPU: arrays go through the door as device arrays and come back as the caller's kind, numpy's included.
 
-    What calls launch is kept as graphs (kernels/cuda/recorded.py), a chain's as one.
+    What calls launch is kept as graphs (kernels/cuda/host/recorded.py), a chain's as one.
     """
 
     @functools.cached_property
     def _calls(self) -> Any:
         importlib.import_module(_MODULES[self.name])
-        return importlib.import_module("kernelproof.kernels.cuda.recorded").Calls()
+        return importlib.import_module("kernelproof.kernels.cuda.host.recorded").Calls()
 
     def __call__(self, operator: Operator[...], *args: Any, **kwargs: Any) -> Any:
         return self._calls(operator, self.kernel, args, kwargs)
@@ -118,7 +118,7 @@ class _Cuda(Backend):
     def whole(self) -> Any:
         """What a chain that is compiled for this calls in place of its `vjp`."""
         importlib.import_module(_MODULES[self.name])
-        return importlib.import_module("kernelproof.kernels.cuda.chains").Batches()
+        return importlib.import_module("kernelproof.kernels.cuda.host.chains").Batches()
 
     def blocks(self, steps: Sequence[Step]) -> tuple[Block, ...]:
         """A chain's steps, with those that are performed at once together."""

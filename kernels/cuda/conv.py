@@ -7,15 +7,16 @@ from numba import cuda
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
-from .allowance import most_lines, served
-from .arrays import SIMULATED, DeviceArray
 from .conv_elements import input_gradient_at, output_at, weight_gradient_of
+from .host.allowance import most_lines, served
+from .host.arrays import SIMULATED, DeviceArray
 from .launch import THREADS, block_sum, launch, position
 
 if not SIMULATED:
-    from . import elementwise, fast_conv, fast_dweight
+    from .cuda_cores import elementwise
+    from .tensor_cores import launch_conv, launch_dweight
 else:
-    fast_conv = None  # The simulator knows no PTX.
+    launch_conv = None  # The simulator knows no PTX.
 
 MOST_SHARES = 64
 """Blocks that share a filter's bias gradient."""
@@ -23,13 +24,13 @@ MOST_SHARES = 64
 
 @implements(spec.conv2d, "cuda", array_type=DeviceArray)
 def conv2d(x: Any, weight: Any, bias: Any, window: Any, groups: Any, *, precision: Any) -> Any:
-    """On Hopper's tensor cores where plan.py has nothing against it (fast_conv.py), else plain.
+    """On Hopper's tensor cores where plan.py has nothing against it (launch_conv.py), else plain.
 
     Plain: one thread per output element; taps in the order c, r, s, bias last, accumulated in the arrays' type. Any
     strides, no copies; 64-bit indices. Padding is multiplied as a zero, as in the specification.
     """
     y = x.empty((x.shape[0], weight.shape[0], window.p(x.shape), window.q(x.shape)))
-    if fast_conv is None or not served(fast_conv.conv2d, x, weight, bias, y, window, groups, precision):
+    if launch_conv is None or not served(launch_conv.conv2d, x, weight, bias, y, window, groups, precision):
         absent = weight.empty((0,)) if bias is None else bias
         launch(_conv2d, y.size, x, weight, absent, y, window.stride, window.padding, window.dilation, groups)
     return y
@@ -37,26 +38,26 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Any, groups: Any, *, precisio
 
 @implements(spec.conv2d_dx, "cuda", array_type=DeviceArray)
 def conv2d_dx(dy: Any, weight: Any, x_shape: Any, window: Any, groups: Any, *, precision: Any) -> Any:
-    """On Hopper's tensor cores as a convolution of dy with the turned filter (fast_conv.py), else plain.
+    """On Hopper's tensor cores as a convolution of dy with the turned filter (launch_conv.py), else plain.
 
     Plain: one thread per input element gathers what its readers send back, in the order k, r, s, in the arrays' type.
     Any strides, no copies; 64-bit indices.
     """
     dx = dy.empty(x_shape)
-    if fast_conv is None or not served(fast_conv.conv2d_dx, dy, weight, dx, window, groups, precision):
+    if launch_conv is None or not served(launch_conv.conv2d_dx, dy, weight, dx, window, groups, precision):
         launch(_conv2d_dx, dx.size, dy, weight, dx, window.stride, window.padding, window.dilation, groups)
     return dx
 
 
 @implements(spec.conv2d_dweight, "cuda", array_type=DeviceArray)
 def conv2d_dweight(dy: Any, x: Any, weight_shape: Any, window: Any, groups: Any, *, precision: Any) -> Any:
-    """On Hopper's tensor cores (fast_dweight.py), else plain.
+    """On Hopper's tensor cores (launch_dweight.py), else plain.
 
     Plain: one block per weight: each thread sums every 256th output position in rising order, then a fixed tree adds
     them. Accumulated in the arrays' type. Any strides, no copies; 64-bit indices. Padding is multiplied as a zero.
     """
     dweight = x.empty(weight_shape)
-    if fast_conv is None or not served(fast_dweight.conv2d_dweight, dy, x, dweight, window, groups, precision):
+    if launch_conv is None or not served(launch_dweight.conv2d_dweight, dy, x, dweight, window, groups, precision):
         threads = dweight.size * THREADS
         launch(_conv2d_dweight, threads, dy, x, dweight, window.stride, window.padding, window.dilation, groups)
     return dweight

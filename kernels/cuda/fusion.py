@@ -16,11 +16,12 @@ from kernelproof.spec.layers import Conv2d, MaxPool2d, Perform, ReLU
 from kernelproof.spec.parameters import Parameters
 from kernelproof.spec.wiring import Step
 
-from .allowance import served
-from .arrays import SIMULATED, DeviceArray, run
+from .host.allowance import served
+from .host.arrays import SIMULATED, DeviceArray, run
 
 if not SIMULATED:
-    from . import fast_conv, pool_by_twos
+    from .cuda_cores import pool_by_twos
+    from .tensor_cores import launch_conv
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _forward(
     y = x.empty((x.shape[0], weight.shape[0], p, q))
     if pooled and not pool_by_twos.serves(y):
         return None
-    if not served(fast_conv.conv2d, x, weight, bias, y, window, groups, precision, True):
+    if not served(launch_conv.conv2d, x, weight, bias, y, window, groups, precision, True):
         return None
     if not pooled:
         return (y,)

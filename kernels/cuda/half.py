@@ -12,7 +12,7 @@ from numba import cuda
 from kernelproof.spec.errors import DtypeError, UnsupportedError
 from kernelproof.spec.operator import Operator
 
-from .arrays import SIMULATED, DeviceArray
+from .host.arrays import SIMULATED, DeviceArray
 from .launch import launch
 
 if not SIMULATED:

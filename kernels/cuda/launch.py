@@ -10,7 +10,7 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
-from .arrays import SIMULATED, DeviceArray, at_least_1d, numba_stream
+from .host.arrays import SIMULATED, DeviceArray, at_least_1d, numba_stream
 
 if not SIMULATED:
     from numba.cuda.np.numpy_support import from_dtype
@@ -38,7 +38,7 @@ def launch(core: Any, threads: int, *arguments: Any) -> None:
 
 @functools.cache
 def _compiled(core: Any, kinds: tuple[Any, ...]) -> Any:
-    from .driver import Kernel
+    from .host.driver import Kernel
 
     return Kernel(f"{core.py_func.__module__} {core.py_func.__name__}", core.py_func, types.void(*kinds), THREADS)
 

@@ -8,13 +8,14 @@ from kernelproof import spec
 from kernelproof.kernels.contract import implements
 from kernelproof.spec.window import Window
 
-from .allowance import served
-from .arrays import SIMULATED, DeviceArray
+from .host.allowance import served
+from .host.arrays import SIMULATED, DeviceArray
 from .launch import THREADS, block_sum, launch
 from .relu import copied
 
 if not SIMULATED:
-    from . import fast_conv, fast_dweight, few_outputs
+    from .cuda_cores import few_outputs
+    from .tensor_cores import launch_conv, launch_dweight
 
 
 @implements(spec.linear, "cuda", array_type=DeviceArray)
@@ -87,7 +88,7 @@ def _as_convolution(operator: str, precision: str, *arrays: Any) -> bool:
     images = [each if each is None or each.ndim == 1 else each.as_images() for each in arrays]
     if any(image is None and array is not None for image, array in zip(images, arrays, strict=True)):
         return False
-    module = fast_dweight if operator == "conv2d_dweight" else fast_conv
+    module = launch_dweight if operator == "conv2d_dweight" else launch_conv
     return getattr(module, operator)(*images, _ONE_PIXEL, 1, precision)
 
 

@@ -9,12 +9,12 @@ from numba import cuda
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
-from .allowance import most_lines, served
-from .arrays import SIMULATED, DeviceArray
+from .host.allowance import most_lines, served
+from .host.arrays import SIMULATED, DeviceArray
 from .launch import launch, position, reader
 
 if not SIMULATED:
-    from . import pool_by_twos
+    from .cuda_cores import pool_by_twos
 
 
 @implements(spec.max_pool2d, "cuda", array_type=DeviceArray)

@@ -7,11 +7,11 @@ from numba import cuda
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
-from .arrays import SIMULATED, DeviceArray
+from .host.arrays import SIMULATED, DeviceArray
 from .launch import launch
 
 if not SIMULATED:
-    from .elementwise import elementwise
+    from .cuda_cores.elementwise import elementwise
 
 
 @implements(spec.relu, "cuda", array_type=DeviceArray)

@@ -8,7 +8,7 @@ from numba import cuda
 from kernelproof import spec
 from kernelproof.kernels.contract import implements
 
-from .arrays import DeviceArray
+from .host.arrays import DeviceArray
 from .launch import THREADS, block_sum, launch
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from kernelproof import kernels, spec
-from kernelproof.kernels.cuda.arrays import SIMULATED, DeviceArray, Place, cuda
+from kernelproof.kernels.cuda.host.arrays import SIMULATED, DeviceArray, Place, cuda
 from kernelproof.proofs import metamorphic  # noqa: F401 - registers its laws
 from kernelproof.proofs.judging import Declared
 from kernelproof.proofs.laws import LAWS

@@ -27,14 +27,16 @@ pytestmark = [
 
 
 NAMES = (
-    "again", "elementwise", "fast_conv", "fast_direct", "fast_dweight", "few_outputs", "plan", "pool_by_twos",
-    "slots", "wide_dweight", "wide_gradient",
+    "cuda_cores.elementwise", "cuda_cores.few_outputs", "cuda_cores.launch_direct", "cuda_cores.pool_by_twos",
+    "tensor_cores.again", "tensor_cores.launch_conv", "tensor_cores.launch_dweight", "tensor_cores.plan",
+    "tensor_cores.slots", "tensor_cores.wide_dweight", "tensor_cores.wide_gradient",
 )  # fmt: skip
 
 
 def modules() -> Any:
     """The fast kernels' modules, which the simulator cannot import."""
-    return SimpleNamespace(**{name: importlib.import_module(f"kernelproof.kernels.cuda.{name}") for name in NAMES})
+    found = (importlib.import_module(f"kernelproof.kernels.cuda.{name}") for name in NAMES)
+    return SimpleNamespace(**{name.rpartition(".")[2]: module for name, module in zip(NAMES, found, strict=True)})
 
 
 def ptxas() -> str | None:
@@ -55,23 +57,23 @@ def fast_kernels() -> Iterator[Any]:
     blocks += [m.slots.Block(precision, *taps[0]) for precision in ("fast", "tf32")]
     blocks += [m.slots.Block(precision, 1, 1, 64, 128, False, True) for precision in ("strict", "fast")]
     for block in blocks:
-        pack, convolve = m.fast_conv._kernels(block)
+        pack, convolve = m.launch_conv._kernels(block)
         # 68 sums in each of two tuples and the scales of images leave a few registers too few.
         yield pytest.param(convolve, 288 if block.arithmetic.scaled else 96, id=convolve.name)
         yield pytest.param(pack, 0, id=pack.name)
     for key in (("strict", 3, True), ("strict", 1, False), ("bf16x4", 2, False), ("bf16", 3, False)):
-        for kernel in m.fast_dweight._kernels(*key):
+        for kernel in m.launch_dweight._kernels(*key):
             yield pytest.param(kernel, 0, id=kernel.name)
     for key in (("strict", 3), ("strict", 1), ("bf16x4", 3), ("bf16", 1)):
         for kernel in m.wide_dweight._kernels(*key):
             yield pytest.param(kernel, 0, id=f"{kernel.name} of {key}")
     others = [
-        m.fast_conv._greatest, m.again.output_again, m.again.input_gradient_again, m.fast_dweight.again,
-        m.wide_dweight.again, m.fast_direct._kernel("channels", 1, 3, 3, 4, 2),
-        m.fast_direct._kernel("channels", 3, 3, 3, 1, 1), m.fast_direct._kernel("filters", 1, 3, 3),
-        m.fast_direct._kernel("filters", 3, 4, 4), m.fast_direct._gradient_kernel(3, 3, 8, 3),
-        m.fast_direct._gradient_kernel(1, 7, 8, 7), m.fast_direct._gradient_kernel(1, 1, 1, 1),
-        m.fast_direct.add_shares, *m.elementwise.KERNELS.values(), m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL,
+        m.launch_conv._greatest, m.again.output_again, m.again.input_gradient_again, m.launch_dweight.again,
+        m.wide_dweight.again, m.launch_direct._kernel("channels", 1, 3, 3, 4, 2),
+        m.launch_direct._kernel("channels", 3, 3, 3, 1, 1), m.launch_direct._kernel("filters", 1, 3, 3),
+        m.launch_direct._kernel("filters", 3, 4, 4), m.launch_direct._gradient_kernel(3, 3, 8, 3),
+        m.launch_direct._gradient_kernel(1, 7, 8, 7), m.launch_direct._gradient_kernel(1, 1, 1, 1),
+        m.launch_direct.add_shares, *m.elementwise.KERNELS.values(), m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL,
         m.pool_by_twos._UNPOOL, m.few_outputs._FORWARD, m.few_outputs._DX, m.few_outputs._DWEIGHT,
     ]  # fmt: skip
     for kernel in others:
@@ -207,7 +209,7 @@ def test_every_block_of_a_plan_computes_the_convolution(geometry: Any, monkeypat
         x, weight, stride=window.stride, padding=window.padding, dilation=window.dilation, groups=groups
     )
     y = np.empty(right.shape, np.int64)
-    problem = m.fast_conv.forward(Strided(x), Strided(weight), Strided(y), window, groups)
+    problem = m.launch_conv.forward(Strided(x), Strided(weight), Strided(y), window, groups)
     blocks = m.plan.splits(problem, "strict")
     assert blocks[0].laid or blocks[0].rows == 3
     for block in blocks:
@@ -231,7 +233,7 @@ def test_phases_of_an_input_gradient_are_convolutions_of_dy(
     dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
     right = spec.conv2d_dx(dy, weight, x.shape, **options)
     dx = np.zeros(right.shape, np.int64)
-    for phase in m.fast_conv.backward(Strided(dy), Strided(weight), Strided(dx), window, groups):
+    for phase in m.launch_conv.backward(Strided(dy), Strided(weight), Strided(dx), window, groups):
         block = m.plan.splits(phase.problem, "strict")[0]
         assert block.laid is laid or block.rows == 3
         it = m.plan.numbers(phase.problem, block)
@@ -242,12 +244,12 @@ def test_phases_of_an_input_gradient_are_convolutions_of_dy(
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_tiles_of_a_weight_gradient_are_all_of_it_once(geometry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     m = modules()
-    monkeypatch.setattr(m.fast_dweight, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(m.launch_dweight, "multiprocessors", lambda device: 132)
     x, weight, window, groups = drawn(geometry)
     options = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": groups}
     dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
     right = spec.conv2d_dweight(dy, x, weight.shape, **options)
-    it = m.fast_dweight.plan(*map(Strided, (dy, x, weight)), window, groups, "strict")
+    it = m.launch_dweight.plan(*map(Strided, (dy, x, weight)), window, groups, "strict")
     g, came = it.geometry, np.zeros(right.shape, np.int64)
     assert it.shared <= 227 * 1024
 

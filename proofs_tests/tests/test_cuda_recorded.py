@@ -18,7 +18,7 @@ from kernelproof.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU, SpecChain
 
 modules: Any = SimpleNamespace(
     **{
-        name: importlib.import_module(f"kernelproof.kernels.cuda.{name}")
+        name: importlib.import_module(f"kernelproof.kernels.cuda.host.{name}")
         for name in ("allowance", "arrays", "tape", "workspace")
     }
 )
@@ -312,7 +312,7 @@ def test_an_operator_has_the_same_bits_played_as_performed(library: str, operato
 @pytest.mark.parametrize("precision", ["strict", "fast", "tf32"])
 @pytest.mark.parametrize("limit", [None, 10_000])
 def test_a_dry_run_tells_what_is_launched(precision: Any, limit: int | None) -> None:
-    torch, dry = torch_(), importlib.import_module("kernelproof.kernels.cuda.dry").dry
+    torch, dry = torch_(), importlib.import_module("kernelproof.kernels.cuda.host.dry").dry
     x, weight, dy = (torch.randn(shape, device="cuda") for shape in ((8, 32, 9, 9), (64, 32, 3, 3), (8, 64, 7, 7)))
     calls = (
         (spec.conv2d, x, weight),

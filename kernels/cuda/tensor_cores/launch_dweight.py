@@ -11,14 +11,15 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
-from . import fast_direct, weight_gradient, wide_dweight
-from .arrays import DeviceArray
-from .conv_elements import weight_gradient_of
-from .driver import Kernel, fill_with_zeros, multiprocessors
-from .fast_conv import serves, steps
-from .launch import THREADS
+from ..conv_elements import weight_gradient_of
+from ..cuda_cores import launch_direct
+from ..host.arrays import DeviceArray
+from ..host.driver import Kernel, fill_with_zeros, multiprocessors
+from ..launch import THREADS
+from . import weight_gradient, wide_dweight
+from .arithmetic import ARITHMETIC
+from .launch_conv import serves, steps
 from .plan import SHARED_MEMORY, division, pitch_of
-from .tensor_core import ARITHMETIC
 from .weight_gradient import FILTERS, SLOTS, WARPGROUPS, WIDTH, Geometry
 
 ARITHMETIC_OF = {"strict": "strict", "fast": "strict", "tf32": "bf16x4", "fp16": "bf16x4", "bf16": "bf16"}
@@ -160,8 +161,8 @@ def conv2d_dweight(
     dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, precision: str
 ) -> bool:
     """Compute dweight if the tensor cores serve this gradient; whether they do."""
-    if serves(x) and fast_direct.serves_gradient(x, dy, dweight, groups):
-        fast_direct.weight_gradient(dy, x, dweight, window, groups)
+    if serves(x) and launch_direct.serves_gradient(x, dy, dweight, groups):
+        launch_direct.weight_gradient(dy, x, dweight, window, groups)
         return True
     pixels = x.shape[0] * min(math.prod(x.shape[2:]), math.prod(dy.shape[2:]))
     if not serves(x) or pixels < LEAST_PIXELS or dweight.size == 0:

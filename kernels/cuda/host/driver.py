@@ -18,9 +18,9 @@ from numba.cuda import types
 
 from kernelproof.kernels.jit_cache import cache_folder
 
+from ..ptx import store_global_word
 from . import tape
 from .arrays import DeviceArray
-from .ptx import store_global_word
 from .tape import Address, Launch
 
 _FORMATS = {types.int64: "q", types.int32: "i4x", types.float32: "f4x", types.float64: "d"}

@@ -1,6 +1,6 @@
 """Products of matrices on Hopper's tensor cores, a warpgroup's 64 rows at a time, and their sums in its registers.
 
-Operands are parts of numbers (tensor_core.py) in shared memory. Products are started and run by themselves: what they
+Operands are parts of numbers (arithmetic.py) in shared memory. Products are started and run by themselves: what they
 add to must not be touched before `finish`. Source: PTX ISA 8.4, chapter 9.7.15 (wgmma, matrix descriptors).
 """
 
@@ -9,8 +9,8 @@ from typing import Any
 from llvmlite import ir
 from numba.cuda import types
 
-from .ptx import F32, constant, device_function, emit, unpacked
-from .tensor_core import Arithmetic
+from ..ptx import F32, constant, device_function, emit, unpacked
+from .arithmetic import Arithmetic
 
 
 def accumulators(columns: int) -> Any:

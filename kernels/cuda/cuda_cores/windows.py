@@ -5,9 +5,9 @@ from typing import Any
 from llvmlite import ir
 from numba.cuda import types
 
-from . import ptx
-from .ptx import F32, constant, device_function, emit, unpacked
-from .tensor_core import CHANNELS, SIXTEEN
+from .. import ptx
+from ..ptx import F32, constant, device_function, emit, unpacked
+from ..tensor_cores.arithmetic import CHANNELS, SIXTEEN
 
 
 def tuple_of(count: int) -> Any:

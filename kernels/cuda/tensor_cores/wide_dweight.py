@@ -8,16 +8,16 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
+from ..conv_elements import weight_gradient_of
+from ..host.arrays import DeviceArray
+from ..host.driver import Kernel, fill_with_zeros, multiprocessors
+from ..launch import THREADS, position
 from . import laid_out, wide_gradient
-from .arrays import DeviceArray
-from .conv_elements import weight_gradient_of
-from .driver import Kernel, fill_with_zeros, multiprocessors
-from .fast_conv import steps
+from .arithmetic import ARITHMETIC, LOWEST_FACTOR
 from .laid_out import BAND, UNIT, Layout
-from .launch import THREADS, position
+from .launch_conv import steps
 from .plan import SHARED_MEMORY, are_few, division, pitch_of
 from .slots import HEADER
-from .tensor_core import ARITHMETIC, LOWEST_FACTOR
 from .wide_gradient import CHANNELS_OF_TILE, FILTERS, Geometry
 
 LEAST_CHANNELS, LEAST_OF_STRIDED, MOST_TAPS = 96, 64, 96

@@ -3,7 +3,7 @@
 Tensor cores want 16 channels and 64 filters; with one of each they would multiply zeros. Here a thread holds the inputs
 of one output pixel in registers and computes all filters of the group (few channels), or walks over the channels for
 one filter (few filters). Accumulated in float32, taps in the order c, r, s, bias last. Any
-strides of x, weight and y, so input gradients are served as in fast_conv.py; any padding, stride, dilation.
+strides of x, weight and y, so input gradients are served as in launch_conv.py; any padding, stride, dilation.
 """
 
 import functools
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from numba import cuda
 from numba.cuda import types
 
-from . import ptx
-from .slots import divided
-from .tensor_core import CHANNELS, gather, gatherer
+from .. import ptx
+from ..tensor_cores.arithmetic import CHANNELS, gather, gatherer
+from ..tensor_cores.slots import divided
 from .windows import add_on, dots_for, dots_of, finished_of, outer_add_of, stored_of, warp_sums_of, window_of, zeros_of
 
 THREADS, SUMMERS = 128, 1024

@@ -8,9 +8,9 @@ from kernelproof.kernels.contract import KERNELS
 from kernelproof.spec.chain import SpecChain
 from kernelproof.spec.errors import UnsupportedError
 
-from . import training
+from .. import training
+from ..launch import launch
 from .arrays import SIMULATED, DeviceArray, taken
-from .launch import launch
 
 
 class TrainingStep:

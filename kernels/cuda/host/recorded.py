@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from kernelproof.kernels.limits import workspace
 from kernelproof.spec.operator import Operator
 
+from ..half import performed
 from .arrays import SIMULATED, DeviceArray, Place, address_of, library_of, on_device, place_of, take
-from .half import performed
 from .tape import Memory, Tape, recorded_on
 from .workspace import Lifetime, Pool, laid_out
 

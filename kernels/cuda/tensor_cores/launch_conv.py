@@ -11,14 +11,15 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from . import fast_direct, implicit_gemm, laid_out, pack
+from ..cuda_cores import launch_direct
+from ..host.arrays import DeviceArray
+from ..host.driver import Kernel, fill_with_zeros, is_hopper, multiprocessors
+from ..relu import in_one_piece
+from . import implicit_gemm, laid_out, pack
 from .again import input_gradient_again, output_again, tiles_of
-from .arrays import DeviceArray
-from .driver import Kernel, fill_with_zeros, is_hopper, multiprocessors
+from .arithmetic import ARITHMETIC
 from .plan import SHARED_MEMORY, Plan, Problem, explain, plan
-from .relu import in_one_piece
 from .slots import Block
-from .tensor_core import ARITHMETIC
 
 
 @functools.cache
@@ -157,8 +158,8 @@ def conv2d(
     """Compute y, rectified if asked, if a fast kernel serves this convolution; whether one does."""
     problem = forward(x, weight, y, window, groups)
     bias = None if bias is None else in_one_piece(bias)
-    if serves(x) and fast_direct.serves(problem):
-        fast_direct.convolve(x, weight, bias, y, problem, rectify=rectify)
+    if serves(x) and launch_direct.serves(problem):
+        launch_direct.convolve(x, weight, bias, y, problem, rectify=rectify)
         return True
     if refusal(x, problem, precision) is not None:
         return False
@@ -176,7 +177,7 @@ def conv2d_dx(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any
     phases = backward(dy, weight, dx, window, groups)
     if any(stride > 1 for stride in window.stride) and window.dilation != (1, 1):
         return False
-    directly = [serves(dy) and fast_direct.serves(phase.problem) for phase in phases]
+    directly = [serves(dy) and launch_direct.serves(phase.problem) for phase in phases]
     for phase, direct in zip(phases, directly, strict=True):
         if not direct and refusal(dy, phase.problem, precision) is not None:
             return False
@@ -184,7 +185,7 @@ def conv2d_dx(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any
         fill_with_zeros(dx)  # No tap reads some of the pixels.
     for phase, direct in zip(phases, directly, strict=True):
         if direct:
-            fast_direct.convolve(dy, weight, None, dx, phase.problem, phase.first_pixel, phase.first_tap)
+            launch_direct.convolve(dy, weight, None, dx, phase.problem, phase.first_pixel, phase.first_tap)
             continue
         it, flags = launch(dy, weight, None, dx, phase.problem, precision, phase.first_pixel, phase.first_tap)
         input_gradient_again(

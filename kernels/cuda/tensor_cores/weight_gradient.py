@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from numba import cuda
 from numba.cuda import types
 
-from . import ptx
+from .. import ptx
+from .arithmetic import ARITHMETIC, CHANNELS, LOWEST_FACTOR, gather, splitter
 from .outer_products import outer_products, outer_storer
 from .slots import HEADER, divided
-from .tensor_core import ARITHMETIC, CHANNELS, LOWEST_FACTOR, gather, splitter
 from .wgmma import promoter, zeros
 
 THREADS, MULTIPLIERS, LOADERS = 640, 384, 256

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import cuda
 from numba.cuda import types
 
-from .ptx import F32, I32, I64, SHARED, constant, device_function, emit, float_of, store_words, unpacked
+from ..ptx import F32, I32, I64, SHARED, constant, device_function, emit, float_of, store_words, unpacked
 
 CHANNELS = 16
 """Channels that are loaded, split and stored at a time."""

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .arithmetic import ARITHMETIC
 from .laid_out import BAND, Layout
 from .pack import Filters
 from .slots import HEADER, PATCHES, Block, Geometry
-from .tensor_core import ARITHMETIC
 
 SHARED_MEMORY = 227 * 1024
 """Bytes of shared memory that a block may use on Hopper."""

@@ -13,11 +13,11 @@ from llvmlite import ir
 from numba import cuda
 from numba.cuda import types
 
-from . import ptx
+from .. import ptx
+from ..ptx import F32, I32, I64, device_function, emit, unpacked
+from .arithmetic import ARITHMETIC, Arithmetic
 from .laid_out import BAND
-from .ptx import F32, I32, I64, device_function, emit, unpacked
 from .slots import HEADER, quotient_and_rest
-from .tensor_core import ARITHMETIC, Arithmetic
 from .wgmma import accumulators, finisher, promoter, zeros
 
 FILTERS, CHANNELS_OF_TILE = BAND, 2 * BAND

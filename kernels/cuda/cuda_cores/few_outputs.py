@@ -10,13 +10,13 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
-from . import ptx
-from .arrays import DeviceArray
-from .driver import Kernel, multiprocessors
-from .fast_direct import add_shares
-from .ptx import device_function, unpacked
-from .relu import in_one_piece
-from .tensor_core import CHANNELS, SIXTEEN, gather, scatter
+from .. import ptx
+from ..host.arrays import DeviceArray
+from ..host.driver import Kernel, multiprocessors
+from ..ptx import device_function, unpacked
+from ..relu import in_one_piece
+from ..tensor_cores.arithmetic import CHANNELS, SIXTEEN, gather, scatter
+from .launch_direct import add_shares
 from .windows import warp_sums_of, zeros_of
 
 THREADS, BLOCKS = 256, 8

@@ -4,8 +4,8 @@ from typing import Any
 
 from numba.cuda import types
 
-from .ptx import device_function, emit, unpacked
-from .tensor_core import Arithmetic
+from ..ptx import device_function, emit, unpacked
+from .arithmetic import Arithmetic
 from .wgmma import accumulators
 
 

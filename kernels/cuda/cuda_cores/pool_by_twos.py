@@ -10,11 +10,11 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
-from .arrays import DeviceArray
-from .driver import Kernel
-from .plan import division
-from .ptx import load_byte, load_global, store_byte, store_global
-from .slots import divided
+from ..host.arrays import DeviceArray
+from ..host.driver import Kernel
+from ..ptx import load_byte, load_global, store_byte, store_global
+from ..tensor_cores.plan import division
+from ..tensor_cores.slots import divided
 
 THREADS = 256
 

@@ -151,7 +151,7 @@ class DeviceArray:
             return self.owner.get()
         if self.size == 0 or SIMULATED or self.owner.is_c_contiguous():
             return self.owner.copy_to_host()
-        from .relu import copied  # numba's own copy refuses some strides.
+        from ..relu import copied  # numba's own copy refuses some strides.
 
         return copied(self).copy_to_host()
 
@@ -190,7 +190,7 @@ def on_device(
     operator: Operator[...], kernel: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call `kernel` through the operator's door as `run` calls functions."""
-    from .half import performed  # It launches, and so stands on this module.
+    from ..half import performed  # It launches, and so stands on this module.
 
     return run(operator.__name__, functools.partial(performed, operator, kernel), args, kwargs)
 

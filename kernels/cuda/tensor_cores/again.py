@@ -9,8 +9,8 @@ from typing import NamedTuple
 from numba import cuda
 from numba.cuda import types
 
-from .conv_elements import input_gradient_at, output_at
-from .driver import Kernel
+from ..conv_elements import input_gradient_at, output_at
+from ..host.driver import Kernel
 from .plan import Plan
 
 

@@ -13,8 +13,8 @@ from kernelproof.kernels.dispatch import is_device_array
 from kernelproof.spec.errors import DtypeError
 from kernelproof.spec.parameters import Gradients, Parameters
 
+from ..half import half_of, narrowed, widened
 from .arrays import SIMULATED, DeviceArray, Place, at, take
-from .half import half_of, narrowed, widened
 from .recorded import MOST_BATCHES, Player, Remembered, are_own, described, given_from, is_ready, where
 from .tape import Memory, Tape, recorded_on
 from .workspace import aligned

@@ -10,13 +10,13 @@ from llvmlite import ir
 from numba import cuda
 from numba.cuda import types
 
-from .arrays import DeviceArray
-from .driver import Kernel, multiprocessors
-from .fast_direct import add_shares
-from .plan import division
-from .ptx import F32, device_function, load_global, store_global, unpacked
-from .slots import divided
-from .tensor_core import CHANNELS, SIXTEEN, gather, scatter
+from ..host.arrays import DeviceArray
+from ..host.driver import Kernel, multiprocessors
+from ..ptx import F32, device_function, load_global, store_global, unpacked
+from ..tensor_cores.arithmetic import CHANNELS, SIXTEEN, gather, scatter
+from ..tensor_cores.plan import division
+from ..tensor_cores.slots import divided
+from .launch_direct import add_shares
 
 THREADS, BLOCKS = 256, 8
 """Of a block; blocks on a multiprocessor."""

@@ -4,11 +4,11 @@ import functools
 import math
 from typing import Any
 
+from ..host.arrays import DeviceArray
+from ..host.driver import Kernel, multiprocessors
+from ..tensor_cores.plan import Problem, division
 from . import direct
-from .arrays import DeviceArray
 from .direct import MOST_TAPS, THREADS, Geometry
-from .driver import Kernel, multiprocessors
-from .plan import Problem, division
 
 FEW, FEWER, MANY_PIXELS = 4, 2, 1024
 """Channels or filters of a group are few up to 4; under 1024 pixels, where either way takes no time, up to 2."""

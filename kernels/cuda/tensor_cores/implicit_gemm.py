@@ -20,9 +20,8 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
-from . import ptx
-from .slots import FILTERS, GEOMETRY, HEADER, LOADERS, MULTIPLIERS, PATCH, Block, place_of, shift_of, tile_of
-from .tensor_core import (
+from .. import ptx
+from .arithmetic import (
     CHANNELS,
     column,
     complete,
@@ -35,6 +34,7 @@ from .tensor_core import (
     splitter,
     spreader,
 )
+from .slots import FILTERS, GEOMETRY, HEADER, LOADERS, MULTIPLIERS, PATCH, Block, place_of, shift_of, tile_of
 from .wgmma import block_of_band, block_of_products, finisher, portion, promoter, zeros
 
 ARGUMENTS = types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, GEOMETRY)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from numba import cuda
 from numba.cuda import types
 
-from .tensor_core import ARITHMETIC, Arithmetic
+from .arithmetic import ARITHMETIC, Arithmetic
 
 MULTIPLIERS, LOADERS = 256, 256
 FILTERS = 64

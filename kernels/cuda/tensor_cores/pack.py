@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from numba import cuda
 from numba.cuda import types
 
-from . import ptx
-from .slots import Block, quotient_and_rest
-from .tensor_core import (
+from .. import ptx
+from .arithmetic import (
     CHANNELS,
     LOWEST_WEIGHT,
     gather,
@@ -21,6 +20,7 @@ from .tensor_core import (
     scale_exponent,
     splitter,
 )
+from .slots import Block, quotient_and_rest
 
 THREADS = 128
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from numba import cuda
 from numba.cuda import types
 
-from . import ptx
-from .driver import Kernel
+from .. import ptx
+from ..host.driver import Kernel
+from .arithmetic import ARITHMETIC, gatherer, power_of_two, scale_exponent, scaler, splitter
 from .slots import divided
-from .tensor_core import ARITHMETIC, gatherer, power_of_two, scale_exponent, scaler, splitter
 
 THREADS, BAND, UNIT = 256, 64, 8
 """Of a block; channels of a band, and in 16 bytes."""
