@@ -18,9 +18,10 @@ from kernelproof.spec.wiring import Step
 
 from .host.allowance import served
 from .host.arrays import SIMULATED, DeviceArray, run
+from .relu import in_one_piece
 
 if not SIMULATED:
-    from .cuda_cores import pool_by_twos
+    from .cuda_cores import first_block, pool_by_twos
     from .tensor_cores import launch_conv
 
 
@@ -47,6 +48,12 @@ class Fused:
         y, *winner = kept
 
         def backward(dy: Any, of_x: bool) -> tuple[dict[str, Any], Any]:
+            if self.pooled and conv.bias and not of_x:
+                shape = own["weight"].shape
+                first = functools.partial(_first_gradients, shape=shape, window=conv.window, groups=conv.groups)
+                both = run("conv2d_dweight", first, (dy, winner[0], x), {})
+                if both is not None:
+                    return dict(zip((f"{name}.weight", f"{name}.bias"), both, strict=True)), None
             # A maximum is rectified as its y is, so what does not reach the bias does not reach any winner.
             reached = dconv = perform(spec.relu_dx, dy, y)
             if self.pooled:
@@ -66,6 +73,10 @@ def _forward(
 ) -> tuple[Any, ...] | None:
     """The output, and if it is pooled the winners; None where the kernels for that do not serve."""
     p, q = window.p(x.shape), window.q(x.shape)
+    if pooled and launch_conv.serves(x):
+        problem = first_block.problem_of(x, weight, window, groups)
+        if first_block.serves(problem):
+            return first_block.forward(x, weight, None if bias is None else in_one_piece(bias), problem)
     y = x.empty((x.shape[0], weight.shape[0], p, q))
     if pooled and not pool_by_twos.serves(y):
         return None
@@ -75,6 +86,16 @@ def _forward(
         return (y,)
     least = y.empty((*y.shape[:2], p // 2, q // 2))
     return least, pool_by_twos.pool(y, least, keep_winners=True)
+
+
+def _first_gradients(dy: Any, winner: Any, x: Any, *, shape: tuple[int, ...], window: Any, groups: int) -> Any:
+    """dweight and dbias of a first layer; None where first_block.py does not serve."""
+    if not launch_conv.serves(x) or not dy.is_contiguous():
+        return None
+    dweight, dbias = x.empty(shape), x.empty(shape[:1])
+    problem = first_block.problem_of(x, dweight, window, groups)
+    is_served = first_block.serves(problem) and served(first_block.gradients, dy, winner, x, dweight, dbias, problem)
+    return (dweight, dbias) if is_served else None
 
 
 def _unpooled(dy: Any, winner: Any, *, shape: tuple[int, ...]) -> Any:

@@ -11,7 +11,7 @@ from kernelproof.spec.window import Window
 from .host.allowance import served
 from .host.arrays import SIMULATED, DeviceArray
 from .launch import THREADS, block_sum, launch
-from .relu import copied
+from .relu import reshaped
 
 if not SIMULATED:
     from .cuda_cores import few_outputs
@@ -94,15 +94,18 @@ def _as_convolution(operator: str, precision: str, *arrays: Any) -> bool:
 
 @implements(spec.flatten, "cuda", array_type=DeviceArray)
 def flatten(x: Any) -> Any:
-    """One thread per element; exact. Any strides; the result never shares memory with x."""
+    """One thread per element; exact. Any strides; the result never shares memory with an x of the caller's.
+
+    Within a chain nothing is copied where x lies in one piece: no kernel writes to what it reads.
+    """
     n, c, h, w = x.shape
-    return copied(x, (n, c * h * w))
+    return reshaped(x, (n, c * h * w))
 
 
 @implements(spec.flatten_dx, "cuda", array_type=DeviceArray)
 def flatten_dx(dy: Any, x_shape: Any) -> Any:
-    """One thread per element; exact. Any strides; the result never shares memory with dy."""
-    return copied(dy, x_shape)
+    """One thread per element; exact. Any strides; the result never shares memory with a dy of the caller's."""
+    return reshaped(dy, tuple(x_shape))
 
 
 @cuda.jit

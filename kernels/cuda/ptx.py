@@ -114,6 +114,7 @@ load_shared = _load(SHARED, types.int32, types.float32, F32)
 load_global = _load(GLOBAL, types.int64, types.float32, F32)
 load_global_word = _load(GLOBAL, types.int64, types.int32, I32)
 store_shared = _store(SHARED, types.int32, types.float32)
+store_shared_word = _store(SHARED, types.int32, types.int32)
 store_global = _store(GLOBAL, types.int64, types.float32)
 store_global_word = _store(GLOBAL, types.int64, types.int32)
 store_byte = instruction("st.global.u8 [$0], $1;", "", "lr")
@@ -134,6 +135,9 @@ barrier_wait = instruction(
 bulk_copy = instruction(
     "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];", "", "rlrr"
 )
+# Warpgroups that take turns: one waits for its turn, the other gives it; the count is of threads of both.
+turn_wait = instruction("barrier.cta.sync.aligned $0, $1;", "", "rr")
+turn_give = instruction("barrier.cta.arrive.aligned $0, $1;", "", "rr")
 # What ordinary stores wrote to shared memory, tensor cores and the copy engine see only after this.
 publish_shared = instruction("fence.proxy.async.shared::cta;")
 

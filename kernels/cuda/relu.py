@@ -37,6 +37,11 @@ def in_one_piece(x: Any) -> Any:
     return x if x.is_contiguous() else copied(x)
 
 
+def reshaped(x: Any, shape: Any) -> Any:
+    """The array with another shape of as many elements: its own memory if the call took it, else a copy."""
+    return x.reshaped(shape) if x.is_own and x.is_contiguous() and x.size else copied(x, shape)
+
+
 def copied(x: Any, shape: Any = None) -> Any:
     """A row-major copy, of another shape with as many elements if one is given."""
     y = x.empty(x.shape if shape is None else shape)

@@ -4,6 +4,7 @@ What the kernels do with a plan is done here in numpy, on whole numbers, and mus
 """
 
 import importlib
+import math
 import re
 import shutil
 import subprocess
@@ -27,7 +28,8 @@ pytestmark = [
 
 
 NAMES = (
-    "cuda_cores.elementwise", "cuda_cores.few_outputs", "cuda_cores.launch_direct", "cuda_cores.pool_by_twos",
+    "cuda_cores.elementwise", "cuda_cores.few_outputs", "cuda_cores.first_block", "cuda_cores.launch_direct",
+    "cuda_cores.pool_by_twos", "cuda_cores.update",
     "tensor_cores.again", "tensor_cores.launch_conv", "tensor_cores.launch_dweight", "tensor_cores.plan",
     "tensor_cores.slots", "tensor_cores.wide_dweight", "tensor_cores.wide_gradient",
 )  # fmt: skip
@@ -56,6 +58,7 @@ def fast_kernels() -> Iterator[Any]:
     blocks = [m.slots.Block("strict", *each) for each in taps]
     blocks += [m.slots.Block(precision, *taps[0]) for precision in ("fast", "tf32")]
     blocks += [m.slots.Block(precision, 1, 1, 64, 128, False, True) for precision in ("strict", "fast")]
+    blocks += [m.slots.Block(precision, 1, 1, 32, 112, gathered=True) for precision in ("strict", "fast")]
     for block in blocks:
         pack, convolve = m.launch_conv._kernels(block)
         # 68 sums in each of two tuples and the scales of images leave a few registers too few.
@@ -74,7 +77,9 @@ def fast_kernels() -> Iterator[Any]:
         m.launch_direct._kernel("filters", 3, 4, 4), m.launch_direct._gradient_kernel(3, 3, 8, 3),
         m.launch_direct._gradient_kernel(1, 7, 8, 7), m.launch_direct._gradient_kernel(1, 1, 1, 1),
         m.launch_direct.add_shares, *m.elementwise.KERNELS.values(), m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL,
-        m.pool_by_twos._UNPOOL, m.few_outputs._FORWARD, m.few_outputs._DX, m.few_outputs._DWEIGHT,
+        m.pool_by_twos._UNPOOL, m.few_outputs._forward(10, 4), m.few_outputs._forward(1, 2), m.few_outputs._dx(10),
+        m.few_outputs._dweight(16), *m.first_block._kernels(1, 3, 3, 8), *m.first_block._kernels(3, 3, 3, 3),
+        m.update._UPDATE,
     ]  # fmt: skip
     for kernel in others:
         yield pytest.param(kernel, 0, id=kernel.name)
@@ -171,6 +176,20 @@ def carry_out(it: Any, problem: Any, x: np.ndarray, weight: np.ndarray, y: np.nd
         assert (it.pixel_tiles - 1) * block.pixels + shift // 8 * 8 + g.slots <= it.layout.slots
         assert shift <= it.layout.reach
 
+    def gathered(slot: int, group: int, k: int) -> int:
+        """The sum over all taps of all channels, each of which is a channel of its own."""
+        assert g.channels % math.prod(problem.taps) == 0
+        n, row, column = place(slot)
+        total, per_group = 0, g.channels // math.prod(problem.taps)
+        for c, r, s in np.ndindex(per_group, *problem.taps):
+            h, w = row * g.stride_h + r * g.phase_h - g.top, column * g.stride_w + s * g.phase_w - g.left
+            if 0 <= h < g.height and 0 <= w < g.width:
+                value = at(x, 0, problem.x_strides, n, group * per_group + c, h, w)
+                f = it.filters
+                v = (c * problem.taps[0] + r) * problem.taps[1] + s
+                total += value * at(weight, tap, (f.w_group, f.w_filter, f.w_channel), group, k, v)
+        return total
+
     def inputs_of(slot: int, a: int, b: int, reach: int, group: int) -> list[int]:
         if laid is None:
             return pixels_of(slot + reach, a, b, group)
@@ -183,8 +202,8 @@ def carry_out(it: Any, problem: Any, x: np.ndarray, weight: np.ndarray, y: np.nd
             continue
         for group in range(g.groups):
             for k in range(g.filters):
-                total = 0
-                for a, b, t in taps:
+                total = gathered(slot, group, k) if block.gathered else 0
+                for a, b, t in () if block.gathered else taps:
                     down, across = divmod(t, block.row)
                     reach = down * g.row_step + across * g.tap_step
                     assert block.pixels + reach <= g.slots
@@ -211,7 +230,7 @@ def test_every_block_of_a_plan_computes_the_convolution(geometry: Any, monkeypat
     y = np.empty(right.shape, np.int64)
     problem = m.launch_conv.forward(Strided(x), Strided(weight), Strided(y), window, groups)
     blocks = m.plan.splits(problem, "strict")
-    assert blocks[0].laid or blocks[0].rows == 3
+    assert blocks[0].laid or blocks[0].gathered or blocks[0].rows == 3
     for block in blocks:
         y[...] = -999
         carry_out(m.plan.numbers(problem, block), problem, x, weight, y, 0, 0)
@@ -235,7 +254,7 @@ def test_phases_of_an_input_gradient_are_convolutions_of_dy(
     dx = np.zeros(right.shape, np.int64)
     for phase in m.launch_conv.backward(Strided(dy), Strided(weight), Strided(dx), window, groups):
         block = m.plan.splits(phase.problem, "strict")[0]
-        assert block.laid is laid or block.rows == 3
+        assert block.laid is laid or block.gathered or block.rows == 3
         it = m.plan.numbers(phase.problem, block)
         carry_out(it, phase.problem, dy, weight, dx, phase.first_pixel, phase.first_tap)
     np.testing.assert_array_equal(dx, right)

@@ -212,9 +212,12 @@ def few_channels_gradient(rows: int, row: int, filters: int, height: int) -> Any
     return kernel
 
 
-def sum_of_shares(shares, result, lines, size):
-    """`result[i] = sum_j shares[j][i]`: a warp adds every 32nd share of 32 entries in rising order, sixteen on their
-    way at a time, and what the warps have is added in rising order too."""
+def sum_of_shares(shares, result, behind, of_result, lines, size):
+    """`result[i] = sum_j shares[j][i]`, from entry `of_result` on in `behind`.
+
+    A warp adds every 32nd share of 32 entries in rising order, sixteen on their way at a time, and what the warps have
+    is added in rising order too.
+    """
     partial = cuda.shared.array(SUMMERS, types.float32)
     thread = types.int32(cuda.threadIdx.x)
     warp, entry, warps = thread >> 5, cuda.blockIdx.x * 32 + (thread & 31), SUMMERS // 32
@@ -227,8 +230,11 @@ def sum_of_shares(shares, result, lines, size):
     if warp == 0 and entry < size:
         for i in range(1, warps):
             total += partial[thread + i * 32]
-        ptx.store_global(result + entry * 4, total)
+        if entry < of_result:
+            ptx.store_global(result + entry * 4, total)
+        else:
+            ptx.store_global(behind + (entry - of_result) * 4, total)
 
 
-SUM = types.void(types.int64, types.int64, types.int64, types.int64)
-"""shares, result, how many shares, entries of the result."""
+SUM = types.void(*[types.int64] * 6)
+"""shares, result, what follows it or 0, entries of the result, how many shares, entries of a share."""

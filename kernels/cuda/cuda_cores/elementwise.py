@@ -16,7 +16,7 @@ from ..ptx import F32, device_function, load_global, store_global, unpacked
 from ..tensor_cores.arithmetic import CHANNELS, SIXTEEN, gather, scatter
 from ..tensor_cores.plan import division
 from ..tensor_cores.slots import divided
-from .launch_direct import add_shares
+from .launch_direct import sum_up
 
 THREADS, BLOCKS = 256, 8
 """Of a block; blocks on a multiprocessor."""
@@ -139,5 +139,5 @@ def bias_gradient(dy: DeviceArray, dbias: DeviceArray) -> bool:
     _PLANE_SUMS(
         (blocks, filters), stream, dy.address, shares.address, count, plane, filters * plane, *division(plane)
     )  # fmt: skip
-    add_shares(-(-filters // 32), stream, shares.address, dbias.address, lines, filters)
+    sum_up(shares, dbias, lines, stream)
     return True

@@ -88,6 +88,15 @@ def _gradient_kernel(rows: int, row: int, filters: int, height: int) -> Kernel:
 add_shares = Kernel("sum_of_shares", direct.sum_of_shares, direct.SUM, direct.SUMMERS)
 
 
+def sum_up(
+    shares: DeviceArray, result: DeviceArray, lines: int, stream: int, behind: DeviceArray | None = None
+) -> None:
+    """Add so many shares of the result, and of what lies behind it in each."""
+    size = result.size + (0 if behind is None else behind.size)
+    following = 0 if behind is None else behind.address
+    add_shares(-(-size // 32), stream, shares.address, result.address, following, result.size, lines, size)
+
+
 def _geometry(problem: Problem, rectify: bool = False, tall: int = 1) -> Geometry:
     p, q = problem.output
     pixels = -(-p // tall) * q
@@ -149,4 +158,4 @@ def weight_gradient(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, windo
     _gradient_kernel(rows, row, together, height)(
         (blocks, parts), stream, x.address, dy.address, shares.address, _geometry(problem)
     )
-    add_shares(-(-dweight.size // 32), stream, shares.address, dweight.address, lines, dweight.size)
+    sum_up(shares, dweight, lines, stream)

@@ -52,7 +52,7 @@ class Place:
             new = cuda.device_array(tuple(shape), dtype, stream=numba_stream(self.stream))
         running = tape.running()
         memory = None if running is None else running.take(address_of(new), size)
-        return DeviceArray(new, dtype, self, memory, is_bfloat16)
+        return DeviceArray(new, dtype, self, memory, is_bfloat16, is_own=True)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class DeviceArray:
     place: Place
     memory: Memory | None = None  # Known while a tape runs.
     is_bfloat16: bool = False
+    is_own: bool = False  # Taken within the call: nobody else has it.
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,6 +121,10 @@ class DeviceArray:
             return self._like(self.owner[:, :, None, None])
         return self._like(self.owner.reshape(*self.shape, 1, 1)) if self.is_contiguous() and self.size else None
 
+    def reshaped(self, shape: tuple[int, ...]) -> "DeviceArray":
+        """The same memory, in which the elements lie in one piece, with another shape of as many elements."""
+        return self._like(self.owner.reshape(shape))
+
     def __getitem__(self, index: Literal[0] | None) -> "DeviceArray":
         """The two steps that doors take: `array[None]` puts an axis of one in front, `array[0]` takes it away."""
         if index is None and library_of(self.owner) == "numba" and not SIMULATED:
@@ -132,7 +137,7 @@ class DeviceArray:
         return self._like(self.owner[index])
 
     def _like(self, owner: Any) -> "DeviceArray":
-        return DeviceArray(owner, self.dtype, self.place, self.memory, self.is_bfloat16)
+        return DeviceArray(owner, self.dtype, self.place, self.memory, self.is_bfloat16, self.is_own)
 
     def empty(self, shape: Sequence[int], dtype: Any = None) -> "DeviceArray":
         """A new array beside this one, of its scalar type unless another is asked for."""

@@ -8,9 +8,10 @@ from kernelproof.kernels.contract import KERNELS
 from kernelproof.spec.chain import SpecChain
 from kernelproof.spec.errors import UnsupportedError
 
-from .. import training
-from ..launch import launch
 from .arrays import SIMULATED, DeviceArray, taken
+
+if not SIMULATED:
+    from ..cuda_cores.update import update
 
 
 class TrainingStep:
@@ -67,8 +68,7 @@ class TrainingStep:
         # Past the doors, which would look at the classes on the host.
         loss, dlogits = (KERNELS[name, "cuda"](logits, target) for name in ("cross_entropy", "cross_entropy_dlogits"))
         gradients = backward(dlogits).parameters
-        for key, parameter in parameters.items():
-            rates = (parameter.dtype.type(rate) for rate in self._rates)
-            arrays = (parameter, gradients[key], velocity[key])
-            launch(training._sgd, parameter.size, *arrays, *rates, parameter, velocity[key])
+        update(
+            [(parameter, gradients[key], velocity[key]) for key, parameter in parameters.items()], *self._rates
+        )  # fmt: skip
         return loss.owner

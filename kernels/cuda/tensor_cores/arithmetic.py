@@ -103,18 +103,31 @@ def strange(builder: Any, value: Any, lowest: float, highest: float) -> Any:
     return wrong
 
 
+def _is_not_finite(builder: Any, words: list[Any]) -> Any:
+    """Whether a float16 among these pairs is an infinity or NaN: times zero, it is NaN, and so are sums with it."""
+    total = constant(0)
+    for word in words:
+        (total,) = emit(builder, "fma.rn.f16x2 $0, $1, $2, $3;", "r", "rrr", [word, constant(0), total], pure=True)
+    return builder.icmp_signed("!=", builder.and_(total, constant(0x7FFF7FFF)), constant(0))
+
+
 def splitter(arithmetic: Arithmetic, lowest: float, space: int = SHARED, count: int = CHANNELS) -> Any:
     """`store_split(values, address, part_step, group_step) -> int32`: `count` values of one pixel or filter, split, to
     memory in units of 16 bytes; the steps are in bytes. Not zero if a value was not ordinary."""
     address = types.int32 if space == SHARED else types.int64
+    # Scaled values are finite, and under 2**15, or not ordinary: then their first part is an infinity or NaN too.
+    is_finite_enough = arithmetic.scaled and not lowest
 
     def generate(builder: Any, arguments: list[Any]) -> Any:
         values, address, part_step, group_step = arguments
         values = unpacked(builder, values, count)
-        wrong = [strange(builder, value, lowest, arithmetic.highest) for value in values]
+        wrong = [] if is_finite_enough else [strange(builder, value, lowest, arithmetic.highest) for value in values]
         while len(wrong) > 1:
             wrong = [builder.or_(a, b) for a, b in zip(wrong[::2], wrong[1::2], strict=True)]
-        for words in split(builder, arithmetic, values):
+        parts = split(builder, arithmetic, values)
+        if is_finite_enough:
+            wrong = [_is_not_finite(builder, parts[0])]
+        for words in parts:
             at = address
             for i in range(0, len(words), 4):
                 store_words(builder, at, words[i : i + 4], space)
@@ -145,6 +158,27 @@ def gatherer(count: int) -> Any:
     return device_function(types.UniTuple(types.float32, count)(types.int64, types.int32, types.int32), generate)
 
 
+def _gather_whole(builder: Any, arguments: list[Any]) -> list[Any]:
+    text = ["{ .reg .b64 at;"]
+    for i in range(CHANNELS):
+        text.append(f"mad.wide.s32 at, $17, {i}, $16; ld.global.nc.f32 ${i}, [at];")
+    function = ir.FunctionType(ir.LiteralStructType([F32] * CHANNELS), [I64, I32])
+    assembly = ir.InlineAsm(function, "\n".join([*text, "}"]), "=&f," * CHANNELS + "l,r", side_effect=True)
+    return unpacked(builder, builder.call(assembly, arguments), CHANNELS)
+
+
+def _gather_taps(builder: Any, arguments: list[Any]) -> list[Any]:
+    text = ["{ .reg .pred p; .reg .b64 at; .reg .b32 offset, both, h, w;"]
+    for i in range(CHANNELS):
+        text.append(f"ld.shared.v2.b32 {{offset, both}}, [$21+{8 * i}]; mad.wide.s32 at, offset, 1, $16;")
+        text.append("shr.s32 h, both, 16; add.s32 h, h, $17; and.b32 w, both, 65535; add.s32 w, w, $18;")
+        text.append("setp.lt.u32 p, h, $19; setp.lt.and.u32 p, w, $20, p;")  # Unsigned, a negative row is a great one.
+        text.append(f"mov.b32 ${i}, 0; @p ld.global.nc.f32 ${i}, [at];")
+    function = ir.FunctionType(ir.LiteralStructType([F32] * CHANNELS), [I64, *[I32] * 5])
+    assembly = ir.InlineAsm(function, "\n".join([*text, "}"]), "=&f," * CHANNELS + "l" + ",r" * 5, side_effect=True)
+    return unpacked(builder, builder.call(assembly, arguments), CHANNELS)
+
+
 def _scatter(builder: Any, arguments: list[Any]) -> None:
     values = unpacked(builder, arguments[0], CHANNELS)
     text = ["{ .reg .pred p; .reg .b64 at; mov.b64 at, $16;"]
@@ -163,15 +197,17 @@ def scaler(count: int) -> Any:
     return device_function(kind(kind, types.float32), generate)
 
 
-def _complete(builder: Any, arguments: list[Any]) -> list[Any]:
-    values, bias = (unpacked(builder, each, CHANNELS) for each in arguments[:2])
-    factor, rectify = arguments[2:]
-    rectify, zero, results = builder.icmp_signed("!=", rectify, constant(0)), ir.Constant(F32, 0.0), []
-    for value, more in zip(values, bias, strict=True):
-        value = builder.fadd(builder.fmul(value, factor), more)
-        negative = builder.fcmp_ordered("<", value, zero)  # So NaN stays NaN, as in relu.
-        results.append(builder.select(builder.and_(rectify, negative), zero, value))
-    return results
+def _added(builder: Any, arguments: list[Any]) -> list[Any]:
+    values, more = (unpacked(builder, each, CHANNELS) for each in arguments)
+    return [builder.fadd(a, b) for a, b in zip(values, more, strict=True)]
+
+
+def _rectified(builder: Any, arguments: list[Any]) -> list[Any]:
+    zero = ir.Constant(F32, 0.0)  # NaN is not less, and so stays NaN, as in relu.
+    return [
+        builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+        for value in unpacked(builder, arguments[0], CHANNELS)
+    ]
 
 
 def _scale_rows(builder: Any, arguments: list[Any]) -> list[Any]:
@@ -180,23 +216,40 @@ def _scale_rows(builder: Any, arguments: list[Any]) -> list[Any]:
 
 
 def _greatest(builder: Any, arguments: list[Any]) -> Any:
-    word, infinity = arguments[0], constant(0x7F800000)
-    for value in unpacked(builder, arguments[1], CHANNELS):
+    values, infinity = unpacked(builder, arguments[1], CHANNELS), constant(0x7F800000)
+    word = arguments[0]
+    for value in values:
         magnitude = builder.and_(builder.bitcast(value, I32), constant(0x7FFFFFFF))
-        better = builder.and_(builder.icmp_signed("<", magnitude, infinity), builder.icmp_signed(">", magnitude, word))
-        word = builder.select(better, magnitude, word)
+        magnitude = builder.select(builder.icmp_signed("<", magnitude, infinity), magnitude, constant(0))
+        word = builder.select(builder.icmp_signed(">", magnitude, word), magnitude, word)
+    return word
+
+
+def _greatest_of_eight(builder: Any, arguments: list[Any]) -> Any:
+    text = "ld.global.v4.b32 {$0, $1, $2, $3}, [$8]; ld.global.v4.b32 {$4, $5, $6, $7}, [$8+16];"
+    function = ir.FunctionType(ir.LiteralStructType([I32] * 8), [I64])
+    words = builder.call(ir.InlineAsm(function, text, "=&r," * 8 + "l,~{memory}", side_effect=True), arguments)
+    word, *others = unpacked(builder, words, 8)
+    for other in others:
+        word = builder.select(builder.icmp_signed(">", other, word), other, word)
     return word
 
 
 SIXTEEN = types.UniTuple(types.float32, CHANNELS)
 gather = gatherer(CHANNELS)
+gather_whole = device_function(SIXTEEN(types.int64, types.int32), _gather_whole)
+"""`gather_whole(address, step)`: sixteen floats, `step` bytes apart."""
+gather_taps = device_function(SIXTEEN(types.int64, *[types.int32] * 5), _gather_taps)
+"""`gather_taps(address, h, w, height, width, table)`: sixteen inputs of the window from (h, w) on, zeros outside; the
+table in shared memory says for each how far it lies from the first in bytes, and in rows and columns."""
 scatter = device_function(types.void(SIXTEEN, types.int64, types.int64, types.int32), _scatter)
 """`scatter(values, address, step, count)`: the first `count` to device memory, `step` bytes apart."""
 scale = scaler(CHANNELS)
-complete = device_function(SIXTEEN(SIXTEEN, SIXTEEN, types.float32, types.int32), _complete)
-"""`complete(sums, bias, factor, rectify)`: `sums*factor + bias`, and no less than 0 if rectify is not 0."""
+added, rectified = device_function(SIXTEEN(SIXTEEN, SIXTEEN), _added), device_function(SIXTEEN(SIXTEEN), _rectified)
 greatest_of_sixteen = device_function(types.int32(types.int32, SIXTEEN), _greatest)
 """`greatest_of_sixteen(word, values)`: the greatest of their finite magnitudes and `word`, as a word."""
+greatest_of_eight = device_function(types.int32(types.int64), _greatest_of_eight)
+"""`greatest_of_eight(address)`: of eight words side by side, aligned to 16 bytes."""
 scale_rows = device_function(SIXTEEN(SIXTEEN, types.float32, types.float32), _scale_rows)
 """`scale_rows(sums, upper, lower)`: a thread's share of 16 x 32 sums, each of its two rows times a factor."""
 

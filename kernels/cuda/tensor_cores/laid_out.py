@@ -18,7 +18,7 @@ from numba.cuda import types
 from .. import ptx
 from ..host.driver import Kernel
 from .arithmetic import ARITHMETIC, gatherer, power_of_two, scale_exponent, scaler, splitter
-from .slots import divided
+from .slots import divided, greatest_of
 
 THREADS, BAND, UNIT = 256, 64, 8
 """Of a block; channels of a band, and in 16 bytes."""
@@ -106,7 +106,7 @@ def kernel_of(precision: str, lowest: float) -> Any:
         values = gather(x + offset * 4, g.x_c * 4, count)
         at = laid + ((types.int64(line) * parts * g.slots + slot) * units + (unit ^ slot & 7)) * 16
         if is_scaled and count > 0:
-            values = scale(values, power_of_two(scale_exponent(ptx.load_global_word(scales + types.int64(n) * 4))))
+            values = scale(values, power_of_two(scale_exponent(greatest_of(scales, n))))
         if split(values, at, types.int64(g.slots) * (2 * BAND), types.int64(0)) != 0:
             if g.tile == 0:
                 ptx.store_global_word(flags + types.int64((group * g.bands + band) * units + unit) * 4, 1)

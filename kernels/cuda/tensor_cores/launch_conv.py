@@ -19,7 +19,7 @@ from . import implicit_gemm, laid_out, pack
 from .again import input_gradient_again, output_again, tiles_of
 from .arithmetic import ARITHMETIC
 from .plan import SHARED_MEMORY, Plan, Problem, explain, plan
-from .slots import Block
+from .slots import SHARES, Block
 
 
 @functools.cache
@@ -35,6 +35,9 @@ def _kernels(block: Block) -> tuple[Kernel, Kernel]:
     )  # fmt: skip
 
 
+LEAST_BLOCKS, MOST_BLOCKS = 128, 2048
+"""That find the images' greatest values beside the packing: with fewer images, many blocks an image do, later; with
+more, a block for each."""
 _greatest = Kernel("greatest_of_images", pack.greatest_of_images, pack.GREATEST, pack.THREADS, "a")
 
 
@@ -113,20 +116,26 @@ def launch(
     it = plan(problem, precision, multiprocessors(device), rectify)
     packing, convolving = _kernels(it.block)
     workspace = x.place.empty((-(-it.workspace // 4),), "int32")
-    flags = DeviceArray(workspace.owner[: it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
+    flags = DeviceArray(workspace.owner[1 : 1 + it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
     scales, packed, laid, _ = (workspace.address + offset for offset in it.offsets)
     scales = scales if it.block.arithmetic.scaled else 0
-    packing(it.lines, stream, weight.address + 4 * first_tap, packed, scales, workspace.address, it.filters)
-    if scales:
-        size = x.size // x.shape[0]
-        blocks = max(1, min(-(-size // (16 * pack.THREADS)), -(-2112 // problem.images)))
-        _greatest((blocks, problem.images), stream, x.address, scales, steps(x)[0], size)
+    size, blocks = x.size // x.shape[0] if scales else 0, it.lines
+    are_many = size > 0 and LEAST_BLOCKS <= problem.images * SHARES <= MOST_BLOCKS
+    if are_many:
+        blocks += problem.images * SHARES
+    packing(
+        blocks, stream, weight.address + 4 * first_tap, packed, scales, flags.address, x.address if are_many else 0,
+        steps(x)[0], size if are_many else 0, it.filters,
+    )  # fmt: skip
+    if scales and not are_many:
+        across = max(1, min(-(-size // (16 * pack.THREADS)), -(-1056 // problem.images)))
+        _greatest((across, problem.images), stream, x.address, scales, steps(x)[0], size)
     if it.layout is not None:
         laying = laid_out.kernel(it.block.precision, it.block.arithmetic.lowest)
-        laying(it.layout.blocks, stream, x.address, laid, workspace.address, scales, it.layout)
+        laying(it.layout.blocks, stream, x.address, laid, flags.address, scales, it.layout)
     convolving(
         min(it.geometry.tiles, multiprocessors(device)), stream, x.address if it.layout is None else laid, packed,
-        y.address + 4 * first_pixel, bias.address if bias is not None else 0, scales, workspace.address, it.geometry,
+        y.address + 4 * first_pixel, bias.address if bias is not None else 0, scales, flags.address, it.geometry,
         shared=it.shared,
     )  # fmt: skip
     return it, flags

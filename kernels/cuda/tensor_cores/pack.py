@@ -14,15 +14,17 @@ from .arithmetic import (
     CHANNELS,
     LOWEST_WEIGHT,
     gather,
+    gather_whole,
     greatest_of_sixteen,
     power_of_two,
     scale,
     scale_exponent,
     splitter,
 )
-from .slots import Block, quotient_and_rest
+from .slots import SHARES, Block, quotient_and_rest
 
-THREADS = 128
+THREADS = 256
+WARPS = THREADS // 32
 
 
 class Filters(NamedTuple):
@@ -46,17 +48,47 @@ class Filters(NamedTuple):
 
 
 FILTERS = types.NamedUniTuple(types.int32, len(Filters._fields), Filters)
-ARGUMENTS = types.void(types.int64, types.int64, types.int64, types.int64, FILTERS)
-"""weight, packed weights, scales or 0, flags, filters."""
+ARGUMENTS = types.void(*[types.int64] * 7, FILTERS)
+"""weight, packed weights, scales or 0, flags, x, elements from one image to the next, elements of an image, filters."""
 GREATEST = types.void(types.int64, types.int64, types.int64, types.int64)
 """x, its greatest magnitudes, elements from one image to the next, elements of an image."""
+
+
+@cuda.jit(device=True)
+def greatest_of_share(x, size, first, apart):
+    """The greatest finite magnitude of every `apart`-th of `size` elements, as a word, told to the whole warp.
+
+    A maximum of integers, so the order does not matter.
+    """
+    word = types.int32(0)
+    for i in range(first, size, CHANNELS * apart):
+        if i + (CHANNELS - 1) * apart < size:
+            word = greatest_of_sixteen(word, gather_whole(x + types.int64(i) * 4, apart * 4))
+        else:
+            count = types.int32((size - i + apart - 1) // apart)
+            word = greatest_of_sixteen(word, gather(x + types.int64(i) * 4, apart * 4, count))
+    for offset in (16, 8, 4, 2, 1):
+        word = max(word, cuda.shfl_xor_sync(0xFFFFFFFF, word, offset))
+    return types.int32(word)
+
+
+@cuda.jit(device=True)
+def greatest_of_block(word, shared):
+    """The greatest of all warps' words, told to all threads; `shared` has an entry for each warp."""
+    if cuda.threadIdx.x & 31 == 0:
+        shared[cuda.threadIdx.x >> 5] = word
+    cuda.syncthreads()
+    for i in range(WARPS):
+        word = max(word, shared[i])
+    return types.int32(word)
 
 
 @functools.cache
 def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) -> Any:
     """The packing for all blocks of this shape: one block of threads a filter, which also clears the flags of pixels.
 
-    Where operands are scaled, the filter's greatest magnitude goes to `scales`, behind the images'.
+    Where operands are scaled, the filter's greatest magnitude goes to `scales`, behind the images'. Theirs are found
+    here too, by SHARES blocks for each image, if x's size is given; else they are cleared.
     """
     block = Block(precision, rows, row, channels, columns=64, side_by_side=filters == 64)
     arithmetic, taps, units, unit_bytes = block.arithmetic, rows * row, block.groups, filters * 16
@@ -66,28 +98,39 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
     subunits = units // halves
 
     @cuda.jit(device=True)
-    def greatest_of(weight, count, g):
+    def greatest_of(weight, count, shared, g):
         """The greatest finite magnitude of `count` channels of a filter, as a word, told to all threads."""
-        shared = cuda.shared.array(THREADS, types.int32)
-        thread, taps_of_all = cuda.threadIdx.x, g.phase_rows * rows * g.row
+        taps_of_all = g.phase_rows * rows * g.row
         greatest = types.int32(0)
-        for i in range(thread, count * taps_of_all, THREADS):
+        for i in range(cuda.threadIdx.x, count * taps_of_all, THREADS):
             c, tap = quotient_and_rest(i, taps_of_all)
             r, s = quotient_and_rest(tap, g.row)
             at = types.int64(c) * g.w_channel + types.int64(r) * g.w_r + types.int64(s) * g.w_s
             magnitude = ptx.load_global_word(weight + at * 4) & 0x7FFFFFFF
             if magnitude < 0x7F800000:
                 greatest = max(greatest, types.int32(magnitude))
-        shared[thread] = greatest
-        cuda.syncthreads()
-        for i in range(THREADS):
-            greatest = max(greatest, shared[i])
-        return greatest
+        for offset in (16, 8, 4, 2, 1):
+            greatest = max(greatest, cuda.shfl_xor_sync(0xFFFFFFFF, greatest, offset))
+        return greatest_of_block(greatest, shared)
 
-    def kernel(weight, packed, scales, flags, g):
-        thread, line = cuda.threadIdx.x, cuda.blockIdx.x
-        for i in range(line * THREADS + thread, g.flags, cuda.gridDim.x * THREADS):
-            ptx.store_global_word(flags + types.int64(i) * 4, 0)
+    def kernel(weight, packed, scales, flags, x, image_step, size, g):
+        thread, line = types.int32(cuda.threadIdx.x), types.int32(cuda.blockIdx.x)
+        shared = cuda.shared.array(WARPS, types.int32)
+        apart = types.int32(cuda.gridDim.x * THREADS)
+        if is_scaled and size > 0:
+            if line < g.images * SHARES:
+                image, share = types.int32(line // SHARES), types.int32(line % SHARES)
+                x += types.int64(image) * image_step * 4
+                word = greatest_of_share(x, types.int32(size), share * THREADS + thread, types.int32(SHARES * THREADS))
+                word = greatest_of_block(word, shared)
+                if thread == 0:
+                    ptx.store_global_word(scales + types.int64(line) * 4, word)
+                return
+            line -= types.int32(g.images * SHARES)
+            apart -= types.int32(g.images * SHARES * THREADS)
+        # The flags of pixels, and before them a zero that loaders.py reads where x has nothing.
+        for i in range(line * THREADS + thread, g.flags + 1, apart):
+            ptx.store_global_word(flags + types.int64(i - 1) * 4, 0)
         block, m = divmod(line, filters)
         group, filter_block = divmod(block, g.filter_blocks)
         filter_ = filter_block * filters + m
@@ -95,12 +138,13 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
         count = types.int32(g.channels if filter_ < g.filters else 0)
         factor = types.float32(1)
         if is_scaled:
-            for i in range(line * THREADS + thread, g.images, cuda.gridDim.x * THREADS):
-                ptx.store_global_word(scales + types.int64(i) * 4, 0)
-            greatest = greatest_of(weight, count, g)
+            if size == 0:
+                for i in range(line * THREADS + thread, g.images * SHARES, apart):
+                    ptx.store_global_word(scales + types.int64(i) * 4, 0)
+            greatest = greatest_of(weight, count, shared, g)
             factor = power_of_two(scale_exponent(greatest))
             if thread == 0:
-                ptx.store_global_word(scales + types.int64(g.images + line) * 4, greatest)
+                ptx.store_global_word(scales + types.int64(g.images * SHARES + line) * 4, greatest)
         steps = g.chunks * g.phase_rows * g.phase_columns
         packed += types.int64(block) * steps * taps * parts * units * unit_bytes + types.int64(m) * 16
         flag = types.int32(0)
@@ -125,14 +169,11 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
 
 
 def greatest_of_images(x, greatest, image_step, size):
-    """The greatest finite magnitude of each image, as a word: a maximum of integers, so the order does not matter."""
-    n, apart = cuda.blockIdx.y, cuda.gridDim.x * THREADS
+    """Each image's greatest finite magnitude, by many blocks an image: where images are too few for SHARES of each."""
+    n = cuda.blockIdx.y
     x += types.int64(n) * image_step * 4
-    word = types.int32(0)
-    for i in range(cuda.blockIdx.x * THREADS + cuda.threadIdx.x, size, CHANNELS * apart):
-        count = types.int32(min(CHANNELS, (size - i + apart - 1) // apart))
-        word = greatest_of_sixteen(word, gather(x + types.int64(i) * 4, apart * 4, count))
-    for offset in (16, 8, 4, 2, 1):
-        word = max(word, cuda.shfl_xor_sync(0xFFFFFFFF, word, offset))
+    word = greatest_of_share(
+        x, types.int32(size), types.int32(cuda.grid(1)), types.int32(cuda.gridDim.x * THREADS)
+    )  # fmt: skip
     if cuda.threadIdx.x & 31 == 0:
-        ptx.maximum_global(greatest + types.int64(n) * 4, word)
+        ptx.maximum_global(greatest + types.int64(n) * (SHARES * 4), word)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .arithmetic import ARITHMETIC
 from .laid_out import BAND, Layout
 from .pack import Filters
-from .slots import HEADER, PATCHES, Block, Geometry
+from .slots import HEADER, PATCHES, SHARES, TABLE, Block, Geometry
 
 SHARED_MEMORY = 227 * 1024
 """Bytes of shared memory that a block may use on Hopper."""
@@ -28,6 +28,8 @@ LEAST_CHANNELS, LEAST_FILTERS, LEAST_TERMS = 48, 65, 256
 """From which on x is laid out beforehand: a band of 64 channels is mostly full, more than one block of filters would
 split the same slots, and products of so many terms make up for laying them out."""
 
+MOST_GATHERED, NEAR = 4, 2**14
+"""Channels whose taps are gathered; how large an image, and how far apart its taps, may be for that."""
 MOST_SLOTS = 4
 """Slots for a pixel that are laid out beforehand."""
 
@@ -76,7 +78,7 @@ class Plan:
     def shared(self) -> int:
         """Bytes of shared memory of a block of threads."""
         block, g = self.block, self.geometry
-        return HEADER + g.stages * (block.x_bytes(g.slots) + block.weight_bytes) + PATCHES
+        return HEADER + g.stages * (block.x_bytes(g.slots) + block.weight_bytes) + PATCHES + _table(block)
 
     @property
     def pixel_tiles(self) -> int:
@@ -94,9 +96,9 @@ class Plan:
 
     @property
     def offsets(self) -> tuple[int, int, int, int]:
-        """In bytes, where scales, packed weights and x as it is laid out lie, behind the flags; the end."""
-        scales = 4 * (self.pixel_tiles + self.lines)
-        packed = -(-(scales + 4 * (self.geometry.images + self.lines)) // 128) * 128
+        """In bytes, where scales, packed weights and x as it is laid out lie, behind a zero and the flags; the end."""
+        scales = -(-4 * (1 + self.pixel_tiles + self.lines) // 16) * 16
+        packed = -(-(scales + 4 * (self.geometry.images * SHARES + self.lines)) // 128) * 128
         laid = packed + self.packed_bytes
         return scales, packed, laid, laid + (self.layout.size(self.block.arithmetic.parts) if self.layout else 0)
 
@@ -134,6 +136,8 @@ def splits(problem: Problem, precision: str) -> list[Block]:
     many = many and are_few(slots, problem.images * max(math.prod(problem.output), math.prod(problem.image)))
     if many and not whole and ARITHMETIC[precision].kind != "tf32":
         blocks.append(laid)
+    if is_gathered(problem):
+        blocks.append(Block(precision, 1, 1, 32, 112, problem.filters <= 64, gathered=True))
     if rows == row == 1:
         channels = 32 if problem.channels > 16 else 16
         return [*blocks, Block(precision, 1, 1, channels, 128, side_by_side=problem.filters <= 64)]
@@ -143,6 +147,22 @@ def splits(problem: Problem, precision: str) -> list[Block]:
     if 1 < across <= 7 and (stride_w == 1 or problem.dilation[1] == 1):
         blocks.append(Block(precision, 1, across, 16, 136))
     return [*blocks, Block(precision, 1, 1, 32 if problem.channels > 16 else 16, 128, problem.filters <= 64)]
+
+
+def is_gathered(problem: Problem) -> bool:
+    """Whether few channels make it worth while to gather every tap of every channel on its own."""
+    taps, (_, _, w_c, w_r, w_s), (_, x_c, x_h, x_w) = _taps(problem), problem.w_strides, problem.x_strides
+    down, across = ((n - 1) * apart for n, apart in zip(problem.taps, problem.dilation, strict=True))
+    is_near = max(*problem.image, *map(abs, problem.before), down, across) < NEAR
+    reach = problem.channels * abs(x_c) + down * abs(x_h) + across * abs(x_w)
+    return (
+        problem.channels <= MOST_GATHERED and taps > 1 and problem.channels * taps <= TABLE // 8 and is_near
+        and reach < 2**29 and (w_c, w_r) == (taps * w_s, problem.taps[1] * w_s)
+    )  # fmt: skip
+
+
+def _table(block: Block) -> int:
+    return TABLE if block.gathered else 0
 
 
 @dataclass(frozen=True)
@@ -192,6 +212,8 @@ def explain(problem: Problem, precision: str) -> str | None:
 
 def _pitches(problem: Problem, block: Block) -> tuple[int, int]:
     """Slots from an image to the next, in rows, and from a row to the next."""
+    if block.gathered:
+        return problem.output
     if block.laid:
         (down, across), (phase_rows, phase_columns) = _reach(problem), _phases_of_layout(problem)
         return (
@@ -240,6 +262,8 @@ def _steps(problem: Problem, block: Block) -> tuple[int, int]:
 
 def _slots_of(problem: Problem, block: Block) -> int:
     """Of x in a stage."""
+    if block.gathered:
+        return block.pixels
     if block.laid:  # A copy starts at the first of eight slots, up to seven before the first that is read.
         return block.pixels + (8 if max(problem.taps) > 1 else 0)
     (_, pitch), (step_h, step_w) = _pitches(problem, block), _steps(problem, block)
@@ -249,11 +273,18 @@ def _slots_of(problem: Problem, block: Block) -> int:
 
 def _stages(problem: Problem, block: Block) -> int:
     stage = block.x_bytes(_slots_of(problem, block)) + block.weight_bytes
-    steps = -(-problem.channels // block.channels) * _phases(problem, block)
-    return min(MOST_STAGES, max(2, steps), (SHARED_MEMORY - HEADER - PATCHES) // stage)
+    steps = -(-_channels(problem, block) // block.channels) * _phases(problem, block)
+    return min(MOST_STAGES, max(2, steps), (SHARED_MEMORY - HEADER - PATCHES - _table(block)) // stage)
+
+
+def _channels(problem: Problem, block: Block) -> int:
+    """That the block sees in a group."""
+    return problem.channels * (_taps(problem) if block.gathered else 1)
 
 
 def _phases(problem: Problem, block: Block) -> int:
+    if block.gathered:
+        return 1
     return (1 if block.rows > 1 else problem.taps[0]) * _phase_columns(problem, block)
 
 
@@ -297,22 +328,26 @@ def numbers(problem: Problem, block: Block, rectify: bool = False) -> Plan:
     """The work for a problem with one of the blocks that can serve it."""
     (rows, pitch), (step_h, step_w) = _pitches(problem, block), _steps(problem, block)
     filter_blocks = -(-problem.filters // block.filters)
-    pixel_tiles, chunks = _pixel_tiles(problem, block), -(-problem.channels // block.channels)
-    phase_rows = 1 if block.rows > 1 else problem.taps[0]
-    phase_columns = _phase_columns(problem, block)
+    channels = _channels(problem, block)
+    pixel_tiles, chunks = _pixel_tiles(problem, block), -(-channels // block.channels)
+    phase_rows = 1 if block.rows > 1 or block.gathered else problem.taps[0]
+    phase_columns = 1 if block.gathered else _phase_columns(problem, block)
     layout = _layout(problem, block, rows, pitch, pixel_tiles) if block.laid else None
     geometry = Geometry(
-        problem.images, problem.channels, *problem.image, *problem.x_strides, *problem.stride, *problem.before,
+        problem.images, channels, *problem.image, *problem.x_strides, *problem.stride, *problem.before,
         rows, *division(rows), pitch, *division(pitch),
         _slots_of(problem, block), step_h * pitch, step_w, chunks,
         phase_rows, phase_columns, problem.dilation[0], problem.dilation[1],
         problem.groups, filter_blocks, problem.filters, *problem.output, *problem.y_strides,
-        pixel_tiles * problem.groups * filter_blocks, _stages(problem, block), int(rectify),
+        pixel_tiles * problem.groups * filter_blocks, _stages(problem, block), int(rectify), *problem.taps,
         0 if layout is None else layout.slots, 1 if layout is None else layout.phase_columns,
     )  # fmt: skip
+    w_strides, row = problem.w_strides, problem.taps[1]
+    if block.gathered:  # Taps lie side by side in a channel, as channels do.
+        w_strides, row = (*w_strides[:2], w_strides[4], 0, 0), 1
     filters = Filters(
-        problem.channels, problem.groups, problem.filters, filter_blocks, *problem.w_strides,
-        problem.taps[1], chunks, phase_rows, phase_columns, problem.images, pixel_tiles,
+        channels, problem.groups, problem.filters, filter_blocks, *w_strides,
+        row, chunks, phase_rows, phase_columns, problem.images, pixel_tiles,
     )  # fmt: skip
     return Plan(block, geometry, filters, layout)
 

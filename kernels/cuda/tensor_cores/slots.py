@@ -9,7 +9,7 @@ from typing import NamedTuple
 from numba import cuda
 from numba.cuda import types
 
-from .arithmetic import ARITHMETIC, Arithmetic
+from .arithmetic import ARITHMETIC, Arithmetic, greatest_of_eight
 
 MULTIPLIERS, LOADERS = 256, 256
 FILTERS = 64
@@ -18,6 +18,10 @@ PATCH = 40
 """Words in a row of the patch through which a warp's 16 x 32 results go to memory: 8 more, so that banks differ."""
 HEADER, PATCHES = 1024, MULTIPLIERS // 32 * 16 * PATCH * 4
 """Bytes for barriers, and for the patches of all warps."""
+SHARES = 8
+"""Of an image, whose greatest magnitudes are found apart, and lie side by side."""
+TABLE = 2048
+"""Bytes in which a gathered block writes down where its taps lie, eight for each."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Block:
     """What is compiled: an arithmetic, the taps and channels of a stage, the columns of a wgmma.
 
     `side_by_side` warpgroups take different pixels and the same 64 filters; else the same pixels and 128 filters.
-    `laid`: x is laid out beforehand, and a stage is one tap of a band of 64 channels.
+    `laid`: x is laid out beforehand, and a stage is one tap of a band of 64 channels. `gathered`: every tap of every
+    channel is a channel of its own, so that a first layer's 3 x 7 x 7 fill 160 and not 16 x 7 x 8.
     """
 
     precision: str
@@ -35,6 +40,7 @@ class Block:
     columns: int
     side_by_side: bool = True
     laid: bool = False
+    gathered: bool = False
 
     @property
     def threads(self) -> int:
@@ -110,6 +116,8 @@ class Geometry(NamedTuple):
     tiles: int
     stages: int
     rectify: int
+    taps_h: int  # rows, and taps in a row, of the filter
+    taps_w: int
     laid_slots: int  # of a band, if x is laid out
     laid_columns: int  # phases of its columns
 
@@ -137,6 +145,12 @@ def place_of(slot, g):
     row = divided(slot, g.pitch_multiplier, g.pitch_shift)
     n = divided(row, g.rows_multiplier, g.rows_shift)
     return n, types.int32(row - n * g.rows), types.int32(slot - row * g.pitch)
+
+
+@cuda.jit(device=True)
+def greatest_of(scales, n):
+    """The greatest magnitude of image n, as a word."""
+    return greatest_of_eight(scales + types.int64(n) * (SHARES * 4))
 
 
 @cuda.jit(device=True)

@@ -24,6 +24,8 @@ FILTERS, CHANNELS_OF_TILE = BAND, 2 * BAND
 """Filters of a warpgroup; channels of a tile."""
 SLOT, EIGHT_SLOTS, REDUCERS = 8, 64, 288
 """A slot of a band, and eight of them, in units of 16 bytes; threads that add shares, a warp for each tap of 3x3."""
+TURN = 256
+"""Threads of the warpgroup that waits for its turn, and of the one that gives it."""
 
 
 class Geometry(NamedTuple):
@@ -200,14 +202,22 @@ def kernel_of(precision: str, taps: int) -> Any:
         its_x = types.int32((shift & 7) * SLOT + warpgroup * taps_apart * g.dilation_w)
         stage, parity = types.int32(0), types.int32(0)
         sums, part = zero(), zero()
-        for _ in range(first, last):
+        # In turns: while one warpgroup's products run, another promotes.
+        its_turn, next_turn = types.int32(1 + warpgroup), types.int32(1 + (warpgroup + 1) % warpgroups)
+        if warpgroup == warpgroups - 1 and first < last:
+            ptx.turn_give(next_turn, TURN)
+        for chunk in range(first, last):
             ptx.barrier_wait(shared + stage * 8, parity)
             x_stage = shared + HEADER + stage * (x_bytes + y_bytes)
             a, b = (
                 types.int32(((x_stage + x_bytes) >> 4) + warpgroup * filters_apart),
                 types.int32((x_stage >> 4) + its_x),
             )
-            part = finish(multiply(part, a, b, g.slots))
+            ptx.turn_wait(its_turn, TURN)
+            part = multiply(part, a, b, g.slots)
+            if warpgroup < warpgroups - 1 or chunk < last - 1:
+                ptx.turn_give(next_turn, TURN)
+            part = finish(part)
             if cuda.threadIdx.x & 31 == 0:
                 ptx.barrier_arrive(shared + 64 + stage * 8)
             sums = promote(sums, part, 0)
