@@ -16,12 +16,14 @@ from kernelproof.spec.layers import Conv2d, MaxPool2d, Perform, ReLU
 from kernelproof.spec.parameters import Parameters
 from kernelproof.spec.wiring import Step
 
+from .conv import conv2d_dbias
 from .host.allowance import served
 from .host.arrays import SIMULATED, DeviceArray, run
 from .relu import in_one_piece
 
 if not SIMULATED:
     from .cuda_cores import first_block, pool_by_twos
+    from .cuda_cores.elementwise import bias_gradient
     from .tensor_cores import launch_conv
 
 
@@ -54,14 +56,16 @@ class Fused:
                 both = run("conv2d_dweight", first, (dy, winner[0], x), {})
                 if both is not None:
                     return dict(zip((f"{name}.weight", f"{name}.bias"), both, strict=True)), None
-            # A maximum is rectified as its y is, so what does not reach the bias does not reach any winner.
-            reached = dconv = perform(spec.relu_dx, dy, y)
-            if self.pooled:
+            if self.pooled:  # Winners are none where the rectifier lets no gradient through.
                 shape = len(x), conv.out_channels, conv.window.p(x.shape), conv.window.q(x.shape)
-                dconv = run("max_pool2d_dx", functools.partial(_unpooled, shape=shape), (reached, winner[0]), {})
+                unpooled = functools.partial(_unpooled, shape=shape, of_bias=conv.bias)
+                dconv, *dbias = run("max_pool2d_dx", unpooled, (dy, winner[0]), {})
+            else:
+                dconv = perform(spec.relu_dx, dy, y)
+                dbias = [perform(spec.conv2d_dbias, dconv)] if conv.bias else []
             gradients = {"weight": perform(spec.conv2d_dweight, dconv, x, own["weight"].shape, **conv.geometry)}
             if conv.bias:
-                gradients["bias"] = perform(spec.conv2d_dbias, reached)
+                gradients["bias"] = dbias[0]
             dx = conv.dx(perform, own, x, dconv) if of_x else None
             return {f"{name}.{key}": gradient for key, gradient in gradients.items()}, dx
 
@@ -85,7 +89,7 @@ def _forward(
     if not pooled:
         return (y,)
     least = y.empty((*y.shape[:2], p // 2, q // 2))
-    return least, pool_by_twos.pool(y, least, keep_winners=True)
+    return least, pool_by_twos.pool(y, least, keep_winners=True, is_gate=True)
 
 
 def _first_gradients(dy: Any, winner: Any, x: Any, *, shape: tuple[int, ...], window: Any, groups: int) -> Any:
@@ -98,10 +102,16 @@ def _first_gradients(dy: Any, winner: Any, x: Any, *, shape: tuple[int, ...], wi
     return (dweight, dbias) if is_served else None
 
 
-def _unpooled(dy: Any, winner: Any, *, shape: tuple[int, ...]) -> Any:
-    dconv = dy.empty(shape)
+def _unpooled(dy: Any, winner: Any, *, shape: tuple[int, ...], of_bias: bool) -> tuple[Any, ...]:
+    """The gradient of the convolution's output, and that of its bias, which is summed while it is small."""
+    dy, dconv = in_one_piece(dy), dy.empty(shape)
     pool_by_twos.unpool(dy, winner, dconv)
-    return dconv
+    if not of_bias:
+        return (dconv,)
+    dbias = dy.empty(shape[1:2])
+    if not served(bias_gradient, dy, dbias, winner):
+        dbias = conv2d_dbias(dconv)
+    return dconv, dbias
 
 
 def blocks(steps: Sequence[Step]) -> tuple[Block, ...]:

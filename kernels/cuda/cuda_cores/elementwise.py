@@ -12,11 +12,12 @@ from numba.cuda import types
 
 from ..host.arrays import DeviceArray
 from ..host.driver import Kernel, multiprocessors
-from ..ptx import F32, device_function, load_global, store_global, unpacked
+from ..ptx import F32, device_function, load_byte, load_global, store_global, unpacked
 from ..tensor_cores.arithmetic import CHANNELS, SIXTEEN, gather, scatter
 from ..tensor_cores.plan import division
 from ..tensor_cores.slots import divided
 from .launch_direct import sum_up
+from .pool_by_twos import NONE_WON
 
 THREADS, BLOCKS = 256, 8
 """Of a block; blocks on a multiprocessor."""
@@ -99,24 +100,30 @@ def elementwise(name: str, *arrays: DeviceArray) -> bool:
 
 
 @cuda.jit(device=True)
-def _entry(dy, i, count, plane, step, multiplier, shift):
-    """Entry i of a filter's planes, which lie `step` apart; zero behind the last."""
+def _entry(dy, winner, i, count, plane, step, multiplier, shift):
+    """Entry i of a filter's planes, which lie `step` apart; zero behind the last, and where none won."""
     if i >= count:
         return types.float32(0)
     n = divided(types.int32(i), multiplier, shift)
-    return load_global(dy + (types.int64(n) * (step - plane) + i) * 4)
+    at = types.int64(n) * (step - plane) + i
+    value = load_global(dy + at * 4)
+    if winner != 0 and load_byte(winner + at) == NONE_WON:
+        value = types.float32(0)
+    return value
 
 
-def _plane_sums(dy, shares, count, plane, step, multiplier, shift):
+def _plane_sums(dy, winner, shares, count, plane, step, multiplier, shift):
     """A filter's planes, the grid's second axis: each thread sums a share in four chains, each warp in a fixed tree."""
     k, apart = cuda.blockIdx.y, cuda.gridsize(1)
     dy += types.int64(k) * plane * 4
+    if winner != 0:
+        winner += types.int64(k) * plane
     a = b = c = d = types.float32(0)
     for i in range(cuda.grid(1), count, 4 * apart):
-        a += _entry(dy, i, count, plane, step, multiplier, shift)
-        b += _entry(dy, i + apart, count, plane, step, multiplier, shift)
-        c += _entry(dy, i + 2 * apart, count, plane, step, multiplier, shift)
-        d += _entry(dy, i + 3 * apart, count, plane, step, multiplier, shift)
+        a += _entry(dy, winner, i, count, plane, step, multiplier, shift)
+        b += _entry(dy, winner, i + apart, count, plane, step, multiplier, shift)
+        c += _entry(dy, winner, i + 2 * apart, count, plane, step, multiplier, shift)
+        d += _entry(dy, winner, i + 3 * apart, count, plane, step, multiplier, shift)
     total = (a + b) + (c + d)
     for lanes in (16, 8, 4, 2, 1):
         total += cuda.shfl_xor_sync(0xFFFFFFFF, total, lanes)
@@ -124,11 +131,11 @@ def _plane_sums(dy, shares, count, plane, step, multiplier, shift):
         store_global(shares + (types.int64(cuda.grid(1) >> 5) * cuda.gridDim.y + k) * 4, total)
 
 
-_PLANE_SUMS = Kernel("plane sums", _plane_sums, types.void(*[types.int64] * 5, types.int32, types.int32), THREADS)
+_PLANE_SUMS = Kernel("plane sums", _plane_sums, types.void(*[types.int64] * 6, types.int32, types.int32), THREADS)
 
 
-def bias_gradient(dy: DeviceArray, dbias: DeviceArray) -> bool:
-    """Sum each filter's planes, if dy lies in one piece; whether that was done."""
+def bias_gradient(dy: DeviceArray, dbias: DeviceArray, winner: DeviceArray | None = None) -> bool:
+    """Sum each filter's planes, if dy lies in one piece, but for entries where none won; whether that was done."""
     plane, filters = dy.shape[2] * dy.shape[3], dy.shape[1]
     count = dy.shape[0] * plane
     if dy.dtype.name != "float32" or not dy.is_contiguous() or not 0 < count < 2**29 or not 0 < filters < 2**16:
@@ -137,7 +144,8 @@ def bias_gradient(dy: DeviceArray, dbias: DeviceArray) -> bool:
     lines, stream = blocks * THREADS // 32, dy.place.stream
     shares = dy.empty((lines, filters))
     _PLANE_SUMS(
-        (blocks, filters), stream, dy.address, shares.address, count, plane, filters * plane, *division(plane)
+        (blocks, filters), stream, dy.address, 0 if winner is None else winner.address, shares.address, count, plane,
+        filters * plane, *division(plane),
     )  # fmt: skip
     sum_up(shares, dbias, lines, stream)
     return True

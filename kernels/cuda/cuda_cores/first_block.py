@@ -23,14 +23,13 @@ from ..tensor_cores.launch_conv import steps
 from ..tensor_cores.plan import Problem, division
 from . import launch_direct
 from .direct import GEOMETRY, MOST_TAPS, THREADS, Geometry, pixel_of, stage_weights
-from .pool_by_twos import greater
+from .pool_by_twos import NONE_WON, greater
 from .windows import finished_of, stored_of, tuple_of, warp_sums_of, window_of, zeros_of
 
 FORWARD = types.void(*[types.int64] * 5, GEOMETRY)
 """x, weight, bias or 0, pooled output, winners, geometry."""
 GRADIENT = types.void(*[types.int64] * 4, GEOMETRY)
 """x, the gradient of the pooled output, winners, shares, geometry."""
-NONE_WON = 4
 
 
 def _of_four(channels: int, rows: int, row: int, tap: int) -> list[int]:

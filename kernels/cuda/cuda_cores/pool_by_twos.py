@@ -16,7 +16,8 @@ from ..ptx import load_byte, load_global, store_byte, store_global
 from ..tensor_cores.plan import division
 from ..tensor_cores.slots import divided
 
-THREADS = 256
+THREADS, NONE_WON = 256, 4
+"""Of a block; the number behind those of four pixels."""
 
 
 class Halves(NamedTuple):
@@ -41,8 +42,11 @@ def greater(value, than):
     return value > than or (value != value and than == than)
 
 
-def _pool(x, y, winner, size, g):
-    """One thread per window: its maximum, and if `winner` is not 0 a word that says which of its four pixels won."""
+def _pool(x, y, winner, is_gate, size, g):
+    """One thread per window: its maximum, and if `winner` is not 0 a byte that says which of its four pixels won.
+
+    As a gate, it says NONE_WON where the maximum is not positive.
+    """
     for i in range(cuda.grid(1), size, cuda.gridsize(1)):
         plane = divided(i, g.pixels_multiplier, g.pixels_shift)
         rest = types.int32(i - plane * g.p * g.q)
@@ -59,6 +63,8 @@ def _pool(x, y, winner, size, g):
         if greater(fourth, greatest):
             greatest, which = fourth, 3
         store_global(y + types.int64(i) * 4, greatest)
+        if is_gate != 0 and greatest <= 0:
+            which = NONE_WON
         if winner != 0:
             store_byte(winner + types.int64(i), which)
 
@@ -86,7 +92,7 @@ def _unpool(dy, winner, dx, size, g):
             store_global(below + 4, gradient if which == 3 else zero)
 
 
-_POOL = Kernel("pool by twos", _pool, types.void(types.int64, types.int64, types.int64, types.int64, HALVES), THREADS)
+_POOL = Kernel("pool by twos", _pool, types.void(*[types.int64] * 5, HALVES), THREADS)
 _UNPOOL = Kernel("unpool", _unpool, types.void(types.int64, types.int64, types.int64, types.int64, HALVES), THREADS)
 
 
@@ -101,13 +107,13 @@ def serves(x: DeviceArray) -> bool:
     return x.dtype.name == "float32" and x.is_contiguous() and 0 < x.size < 2**31 and min(x.shape[2:]) > 1
 
 
-def pool(x: DeviceArray, y: DeviceArray, keep_winners: bool) -> DeviceArray | None:
-    """The maxima into y; the winners, if they are kept."""
+def pool(x: DeviceArray, y: DeviceArray, keep_winners: bool, is_gate: bool = False) -> DeviceArray | None:
+    """The maxima into y; the winners, if they are kept, as a gate none where a rectifier lets no gradient through."""
     p, q = x.shape[2] // 2, x.shape[3] // 2
     winner = x.empty(y.shape, np.uint8) if keep_winners else None
     numbers = Halves(*x.shape[2:], p, q, *division(q), *division(p * q))
     address = winner.address if winner is not None else 0
-    _POOL(-(-y.size // THREADS), x.place.stream, x.address, y.address, address, y.size, numbers)
+    _POOL(-(-y.size // THREADS), x.place.stream, x.address, y.address, address, int(is_gate), y.size, numbers)
     return winner
 
 

@@ -9,6 +9,7 @@ Source: Ootomo and Yokota, Recovering single precision accuracy from Tensor Core
 """
 
 import itertools
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,14 +94,32 @@ def _halves(builder: Any, kind: str, word: Any) -> list[Any]:
     return emit(builder, text, "ff", "r", [word], pure=True)
 
 
-def strange(builder: Any, value: Any, lowest: float, highest: float) -> Any:
-    """Whether the value is not ordinary: NaN, too great, or too small without being zero."""
-    (magnitude,) = emit(builder, "abs.f32 $0, $1;", "f", "f", [value], pure=True)
-    wrong = builder.fcmp_unordered(">=", magnitude, ir.Constant(F32, highest))
+def are_strange(builder: Any, values: list[Any], lowest: float, highest: float) -> Any:
+    """Whether any value is not ordinary: NaN, too great, or too small without being zero.
+
+    Magnitudes are compared as integers, twice the word, since the sign is at its top; one less, zero is the greatest.
+    """
+    greatest = least = None
+    for value in values:
+        twice = builder.shl(builder.bitcast(value, I32), constant(1))
+        greatest = twice if greatest is None else _better(builder, ">", twice, greatest)
+        if lowest:
+            below = builder.sub(twice, constant(1))
+            least = below if least is None else _better(builder, "<", below, least)
+    wrong = builder.icmp_unsigned(">=", greatest, _twice(highest))
     if lowest:
-        small = builder.fcmp_ordered("<", magnitude, ir.Constant(F32, lowest))
-        wrong = builder.or_(wrong, builder.and_(small, builder.fcmp_unordered("!=", value, ir.Constant(F32, 0.0))))
+        wrong = builder.or_(wrong, builder.icmp_unsigned("<", least, builder.sub(_twice(lowest), constant(1))))
     return wrong
+
+
+def _better(builder: Any, comparison: str, value: Any, than: Any) -> Any:
+    return builder.select(builder.icmp_unsigned(comparison, value, than), value, than)
+
+
+def _twice(number: float) -> Any:
+    """Twice the word of a positive float32, as a signed number."""
+    twice = 2 * struct.unpack("<I", struct.pack("<f", number))[0]
+    return constant(twice - 2**32 if twice >= 2**31 else twice)
 
 
 def _is_not_finite(builder: Any, words: list[Any]) -> Any:
@@ -121,19 +140,17 @@ def splitter(arithmetic: Arithmetic, lowest: float, space: int = SHARED, count: 
     def generate(builder: Any, arguments: list[Any]) -> Any:
         values, address, part_step, group_step = arguments
         values = unpacked(builder, values, count)
-        wrong = [] if is_finite_enough else [strange(builder, value, lowest, arithmetic.highest) for value in values]
-        while len(wrong) > 1:
-            wrong = [builder.or_(a, b) for a, b in zip(wrong[::2], wrong[1::2], strict=True)]
+        wrong = None if is_finite_enough else are_strange(builder, values, lowest, arithmetic.highest)
         parts = split(builder, arithmetic, values)
-        if is_finite_enough:
-            wrong = [_is_not_finite(builder, parts[0])]
+        if wrong is None:
+            wrong = _is_not_finite(builder, parts[0])
         for words in parts:
             at = address
             for i in range(0, len(words), 4):
                 store_words(builder, at, words[i : i + 4], space)
                 at = builder.add(at, group_step)
             address = builder.add(address, part_step)
-        return builder.zext(wrong[0], I32)
+        return builder.zext(wrong, I32)
 
     values = types.UniTuple(types.float32, count)
     return device_function(types.int32(values, address, address, address), generate)

@@ -96,14 +96,13 @@ def multiplier(block: Block) -> Any:
 def kernel_of(block: Block) -> Any:
     """The kernel for this block: one persistent block of threads on each multiprocessor, over all tiles in turn."""
     groups, parts, weight_bytes, is_gathered = block.groups, block.arithmetic.parts, block.weight_bytes, block.gathered
-    multiply_tiles = multiplier(block)
+    multiply_tiles, channels = multiplier(block), block.channels
     if block.laid:
         bring, arrivals = by_copy_engine(block), 1
         fewer, more = ptx.registers(40, more=False), ptx.registers(232, more=True)
     else:
         bring, arrivals = through_registers(block), LOADERS // 32 + 1
-        loaders = 96 if is_gathered else 80  # Of 256 that one of theirs and one that multiplies have together.
-        fewer, more = ptx.registers(loaders, more=False), ptx.registers(256 - loaders, more=True)
+        fewer, more = ptx.registers(80, more=False), ptx.registers(176, more=True)
 
     def kernel(x, packed, y, bias, scales, flags, g):
         shared = ptx.dynamic_shared()
@@ -114,7 +113,10 @@ def kernel_of(block: Block) -> Any:
                 ptx.barrier_init(shared + 64 + stage * 8, MULTIPLIERS // 32)
             ptx.barrier_publish()
         if is_gathered:
-            write_taps(table_of(shared, x_bytes, weight_bytes, g), g)
+            write_taps(
+                table_of(shared, x_bytes, weight_bytes, g), g.channels, g.chunks * channels, g.taps_h, g.taps_w,
+                g.phase_h, g.phase_w, g.x_c, g.x_h, g.x_w,
+            )  # fmt: skip
         cuda.syncthreads()
         # Told by one lane to all, the number of the warpgroup is known to be the same for them: descriptors need that.
         warpgroup = types.int32(cuda.shfl_sync(0xFFFFFFFF, cuda.threadIdx.x >> 7, 0))

@@ -21,27 +21,36 @@ from .arithmetic import (
     scale_exponent,
     splitter,
 )
-from .slots import HEADER, LOADERS, MULTIPLIERS, PATCHES, Block, greatest_of, place_of, shift_of, tile_of
+from .slots import (
+    HEADER,
+    LOADERS,
+    MULTIPLIERS,
+    PATCHES,
+    Block,
+    greatest_of,
+    place_of,
+    quotient_and_rest,
+    shift_of,
+    tile_of,
+)
 
 NOWHERE = 2**15 - 1
 """So many rows below any image: where the taps of channels beyond the last would be."""
 
 
 @cuda.jit(device=True)
-def write_taps(table, g):
+def write_taps(table, channels, whole, taps_h, taps_w, apart_h, apart_w, x_c, x_h, x_w):
     """For each channel of a gathered block, which is a tap of a channel of x: bytes from the window's first input, and
-    rows and columns from it."""
-    taps = types.int32(g.taps_h * g.taps_w)
-    for v in range(cuda.threadIdx.x, g.channels, cuda.blockDim.x):
-        c, tap = types.int32(types.uint32(v) // types.uint32(taps)), types.int32(types.uint32(v) % types.uint32(taps))
-        r = types.int32(types.uint32(tap) // types.uint32(g.taps_w))
-        s = types.int32(tap - r * g.taps_w)
-        down, across = r * g.phase_h, s * g.phase_w
-        ptx.store_shared_word(table + v * 8, types.int32((c * g.x_c + down * g.x_h + across * g.x_w) * 4))
-        ptx.store_shared_word(table + v * 8 + 4, types.int32(down << 16 | across))
-    for v in range(g.channels + cuda.threadIdx.x, (g.channels + 31) // 32 * 32, cuda.blockDim.x):
-        ptx.store_shared_word(table + v * 8, 0)
-        ptx.store_shared_word(table + v * 8 + 4, types.int32(NOWHERE << 16))
+    rows and columns from it. From `channels` on up to a whole number of blocks they lie nowhere."""
+    for v in range(cuda.threadIdx.x, channels, cuda.blockDim.x):
+        c, tap = quotient_and_rest(types.int32(v), types.int32(taps_h * taps_w))
+        r, s = quotient_and_rest(tap, taps_w)
+        down, across = r * apart_h, s * apart_w
+        ptx.store_shared_word(types.int32(table + v * 8), types.int32((c * x_c + down * x_h + across * x_w) * 4))
+        ptx.store_shared_word(types.int32(table + v * 8 + 4), types.int32(down << 16 | across))
+    for v in range(channels + cuda.threadIdx.x, whole, cuda.blockDim.x):
+        ptx.store_shared_word(types.int32(table + v * 8), 0)
+        ptx.store_shared_word(types.int32(table + v * 8 + 4), types.int32(NOWHERE << 16))
 
 
 @cuda.jit(device=True)

@@ -8,7 +8,7 @@ turned, a gradient through stride s is s*s of them, each for the pixels of one p
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .arithmetic import ARITHMETIC
@@ -137,7 +137,7 @@ def splits(problem: Problem, precision: str) -> list[Block]:
     if many and not whole and ARITHMETIC[precision].kind != "tf32":
         blocks.append(laid)
     if is_gathered(problem):
-        blocks.append(Block(precision, 1, 1, 32, 112, problem.filters <= 64, gathered=True))
+        blocks.append(Block(precision, 1, 1, 32, 136, problem.filters <= 64, gathered=True))
     if rows == row == 1:
         channels = 32 if problem.channels > 16 else 16
         return [*blocks, Block(precision, 1, 1, channels, 128, side_by_side=problem.filters <= 64)]
@@ -151,14 +151,24 @@ def splits(problem: Problem, precision: str) -> list[Block]:
 
 def is_gathered(problem: Problem) -> bool:
     """Whether few channels make it worth while to gather every tap of every channel on its own."""
-    taps, (_, _, w_c, w_r, w_s), (_, x_c, x_h, x_w) = _taps(problem), problem.w_strides, problem.x_strides
-    down, across = ((n - 1) * apart for n, apart in zip(problem.taps, problem.dilation, strict=True))
-    is_near = max(*problem.image, *map(abs, problem.before), down, across) < NEAR
-    reach = problem.channels * abs(x_c) + down * abs(x_h) + across * abs(x_w)
-    return (
-        problem.channels <= MOST_GATHERED and taps > 1 and problem.channels * taps <= TABLE // 8 and is_near
-        and reach < 2**29 and (w_c, w_r) == (taps * w_s, problem.taps[1] * w_s)
-    )  # fmt: skip
+    _, _, *w_strides = problem.w_strides
+    _, *x_strides = problem.x_strides
+    return are_gathered(
+        problem.channels, problem.taps, problem.image, problem.before, problem.dilation, x_strides, w_strides
+    )
+
+
+def are_gathered(
+    channels: int, taps: tuple[int, int], image: Sequence[int], before: Sequence[int], dilation: tuple[int, int],
+    x_strides: Sequence[int], w_strides: Sequence[int],
+) -> bool:  # fmt: skip
+    """Whether so many channels are few, and their taps lie close to each other in x and side by side in the weights."""
+    (w_c, w_r, w_s), (x_c, x_h, x_w), count = w_strides, x_strides, math.prod(taps)
+    down, across = ((n - 1) * apart for n, apart in zip(taps, dilation, strict=True))
+    is_near = max(*image, *map(abs, before), down, across) < NEAR
+    reach = channels * abs(x_c) + down * abs(x_h) + across * abs(x_w)
+    is_small = channels <= MOST_GATHERED and 1 < count <= TABLE // 8 // 32 * 32 // channels
+    return is_small and is_near and reach < 2**29 and (w_c, w_r) == (count * w_s, taps[1] * w_s)
 
 
 def _table(block: Block) -> int:
