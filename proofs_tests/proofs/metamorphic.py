@@ -21,6 +21,8 @@ IMAGE_BY_IMAGE = (
 
 
 PLAIN = "3x3, stride 1, dilation 1, padding other than 1"
+CROPPING = tuple(f"padding past the filter's reach, {side} alone" for side in ("before", "after"))
+"""Predicates that only convolutions without stride have."""
 
 
 def shapes_of(arrays: Arrays) -> dict[str, tuple[int, ...]]:
@@ -97,7 +99,7 @@ def pads_as_explicit_zeros_do(kernel: Kernel, problem: Problem) -> Observation:
     return Observation(vacuous=all_zero(came))
 
 
-@law("L6", "whole", ["conv2d"], where=lambda problem: problem.options["groups"] > 1)
+@law("L6", "whole", ["conv2d"], where=lambda problem: problem.options["groups"] > 1, never=("channels past 64",))
 def groups_are_a_block_diagonal_filter(kernel: Kernel, problem: Problem) -> Observation:
     """`f(x, weight, groups) = f(x, weight on the diagonal blocks and zero elsewhere, 1)`."""
     arrays, groups = problem.arrays(), problem.options["groups"]
@@ -136,7 +138,7 @@ def _strided(problem: Problem) -> tuple[Problem, Problem]:
 
 
 @law(
-    "L6", "whole", ["conv2d", "max_pool2d"], never=(PLAIN,),
+    "L6", "whole", ["conv2d", "max_pool2d"], never=(PLAIN, *CROPPING),
     # A pooling that is dense may have windows in between that lie wholly in the padding, which is not legal.
     where=lambda problem: problem.options["stride"] != (1, 1) and legal(_strided(problem)[1]),
 )  # fmt: skip

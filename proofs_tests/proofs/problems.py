@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -21,6 +21,7 @@ from kernelproof.spec.pool import pool_window
 from .values import DRAWS, laid_out
 
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 TILES = (7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Sizes on both sides of the widths that kernels tile and vectorise by."""
@@ -109,48 +110,68 @@ def _parameters(operator: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(find(operator)).parameters
 
 
-_batch = st.sampled_from((1, 2, 3, 4, 2, 3, 5, 0))
-"""Mostly a few, now and then none: an empty batch is legal and proves little."""
+# Strategies are made once: hypothesis examines each new one, which takes longer than to draw from it.
 
 
-_extent = st.sampled_from((1, 2, 3, 1, 2, 3, 4, 5, 7))
+@cache
+def _one_of(*choices: T) -> st.SearchStrategy[T]:
+    return st.sampled_from(choices)
+
+
+@cache
+def _between(least: int, most: int) -> st.SearchStrategy[int]:
+    return st.integers(least, most)
 
 
 def _size(most: int) -> st.SearchStrategy[int]:
-    return st.integers(1, most)
+    return _between(1, most)
+
+
+@cache
+def _size_or_tile(least: int, most: int) -> st.SearchStrategy[int]:
+    return st.one_of(_between(least, most), _one_of(*TILES))
+
+
+_batch = _one_of(1, 2, 3, 4, 2, 3, 5, 0)
+"""Mostly a few, now and then none: an empty batch is legal and proves little."""
+
+
+_extent = _one_of(1, 2, 3, 1, 2, 3, 4, 5, 7)
+_flag = st.booleans()
+_axes = st.lists(_batch, max_size=3)
 
 
 @st.composite
 def conv2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
     """Every geometry of a convolution: any stride, dilation, four paddings and groups, sizes that fit."""
-    groups, n = draw(st.sampled_from((1, 2, 1, 3))), draw(_batch)
+    groups, n = draw(_one_of(1, 2, 1, 3)), draw(_batch)
     channels, filters = draw(_size(3)), draw(_size(3))
     # One in four is the 3x3 that fast algorithms are written for, with any padding: preconditions get forgotten there.
-    if draw(st.sampled_from(("any", "any", "any", "3x3"))) == "any":
+    if draw(_one_of("any", "any", "any", "3x3")) == "any":
         kernel = draw(_extent), draw(_extent)
         stride, dilation = ((draw(_size(3)), draw(_size(3))) for _ in range(2))
     else:
         kernel, stride, dilation = (3, 3), (1, 1), (1, 1)
-    padding = tuple((draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in range(2))
+    padding = tuple((draw(_between(0, 3)), draw(_between(0, 3))) for _ in range(2))
     window = Window(kernel, stride, padding, dilation)
     h, w = (_fitting(draw, window, axis) for axis in (0, 1))
     # One long axis at a time: past every tile and vector width, at a cost that stays small.
-    match draw(st.sampled_from(("none", "channels", "channels", "filters", "n", "h", "wide", "wide"))):
+    match draw(_one_of("none", "channels", "channels", "filters", "n", "h", "wide", "wide")):
         case "channels":
-            channels = draw(st.sampled_from(TILES))
+            channels = draw(_one_of(*TILES))
         case "filters":
-            filters = draw(st.sampled_from(TILES))
+            filters = draw(_one_of(*TILES))
         case "n":
-            n = draw(st.sampled_from(TILES[:9]))
+            n = draw(_one_of(*TILES[:9]))
         case "h":
-            h += draw(st.sampled_from(TILES[:12]))
+            h += draw(_one_of(*TILES[:12]))
         case "wide":
             # Registers hold columns of several filters, or of channels in the gradient: two tiles along both axes.
             w = _across(draw, window)
-            many = draw(st.sampled_from((1, 2, 3, *TILES[3:9])))
-            n, (channels, filters) = min(n, 2), draw(st.sampled_from(((2, many), (many, 2))))
+            many = draw(_one_of(1, 2, 3, *TILES[3:9]))
+            n, (channels, filters) = min(n, 2), draw(_one_of((2, many), (many, 2)))
     shapes = {"x": (n, channels * groups, h, w), "weight": (filters * groups, channels, *kernel)}
-    if draw(st.booleans()):
+    if draw(_flag):
         shapes["bias"] = (filters * groups,)
     output = (n, filters * groups, window.p((h, w)), window.q((h, w)))
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
@@ -162,19 +183,19 @@ def max_pool2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str
     """Every geometry of max pooling in which each window sees the input."""
     n, c = draw(_batch), draw(_size(4))
     # One in four is the 2x2 with stride 2 that kernels have a path of their own for.
-    if draw(st.sampled_from(("any", "any", "any", "2x2"))) == "any":
+    if draw(_one_of("any", "any", "any", "2x2")) == "any":
         kernel = draw(_extent), draw(_extent)
         stride, dilation = ((draw(_size(3)), draw(_size(3))) for _ in range(2))
         padding = tuple(
-            (draw(st.integers(0, reach)), draw(st.integers(0, reach)))
+            (draw(_between(0, reach)), draw(_between(0, reach)))
             for reach in ((size - 1) * gap for size, gap in zip(kernel, dilation, strict=True))
         )
     else:
         kernel, stride, dilation, padding = (2, 2), (2, 2), (1, 1), ((0, 0), (0, 0))
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": draw(st.booleans())}
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": draw(_flag)}
     window = Window(kernel, **options)
     h, w = (_fitting(draw, window, axis) for axis in (0, 1))
-    if draw(st.booleans()):
+    if draw(_flag):
         w = _across(draw, window)
     try:
         pool_window("max_pool2d", (h, w), kernel, **options)
@@ -183,7 +204,7 @@ def max_pool2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str
         options["padding"] = ((0, 0), (0, 0))
         h, w = max(h, window.extent(0)), max(w, window.extent(1))
     window = Window(kernel, **options)
-    options |= {"kernel_size": kernel, "return_indices": draw(st.booleans())}
+    options |= {"kernel_size": kernel, "return_indices": draw(_flag)}
     return {"x": (n, c, h, w)}, options, (n, c, window.p((h, w)), window.q((h, w)))
 
 
@@ -191,15 +212,15 @@ def max_pool2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str
 def linear(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
     """Any batch and feature counts, one of them long now and then."""
     n, c, k = draw(_batch), draw(_size(5)), draw(_size(5))
-    match draw(st.sampled_from(("none", "n", "c", "k"))):
+    match draw(_one_of("none", "n", "c", "k")):
         case "n":
-            n = draw(st.sampled_from(TILES))
+            n = draw(_one_of(*TILES))
         case "c":
-            c = draw(st.sampled_from(TILES))
+            c = draw(_one_of(*TILES))
         case "k":
-            k = draw(st.sampled_from(TILES))
+            k = draw(_one_of(*TILES))
     shapes = {"x": (n, c), "weight": (k, c)}
-    if draw(st.booleans()):
+    if draw(_flag):
         shapes["bias"] = (k,)
     return shapes, {}, (n, k)
 
@@ -214,14 +235,14 @@ def relu(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any]
 @st.composite
 def flatten(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
     """Any batch of images."""
-    n, c, h, w = draw(_batch), draw(_size(4)), draw(_size(5)), draw(st.one_of(_size(5), st.sampled_from(TILES)))
+    n, c, h, w = draw(_batch), draw(_size(4)), draw(_size(5)), draw(_size_or_tile(1, 5))
     return {"x": (n, c, h, w)}, {}, (n, c * h * w)
 
 
 @st.composite
 def cross_entropy(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
     """Any number of rows and classes; more than one class now and then far more."""
-    n, k = draw(_size(5)), draw(st.one_of(_size(6), st.sampled_from(TILES)))
+    n, k = draw(_size(5)), draw(_size_or_tile(1, 6))
     return {"logits": (n, k), "target": (n,)}, {}, ()
 
 
@@ -230,33 +251,33 @@ def sgd(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any],
     """Any shape; whole rates where the result has to be exact, everyday ones where it is rounded."""
     shape = draw(_any_shape())
     rates = {"real": (0.0, 0.01, 0.1, 0.9), "mantissa": (0, 1)}.get(family, (0, 1, 2, 3))
-    rate = st.sampled_from(rates)
-    options = {"learning_rate": draw(rate), "momentum": draw(rate)}
+    options = {"learning_rate": draw(_one_of(*rates)), "momentum": draw(_one_of(*rates))}
     return {"parameter": shape, "gradient": shape, "velocity": shape}, options, shape
 
 
+@cache
 @st.composite
 def _any_shape(draw: st.DrawFn) -> Shape:
     # Mostly rows of several elements: a single one is zero too often to prove anything.
-    match draw(st.sampled_from(("rows", "rows", "rows", "rows", "rows", "rows", "one", "long"))):
+    match draw(_one_of("rows", "rows", "rows", "rows", "rows", "rows", "one", "long")):
         case "one":
             return ()
         case "long":
             # Past what kernels hand to one task, or a GPU to one block of threads.
             return (LONG,)
-    return (*draw(st.lists(_batch, max_size=3)), draw(st.one_of(st.integers(4, 10), st.sampled_from(TILES))))
+    return (*draw(_axes), draw(_size_or_tile(4, 10)))
 
 
 def _fitting(draw: st.DrawFn, window: Window, axis: int, outputs: int = 1, spare: int = 5) -> int:
     """An input size at which the window takes so many positions, the smallest legal one or up to `spare` above it."""
     least = (outputs - 1) * window.stride[axis] + window.extent(axis) - sum(window.padding[axis])
-    return max(1, least) + draw(st.integers(0, spare))
+    return max(1, least) + draw(_between(0, spare))
 
 
 def _across(draw: st.DrawFn, window: Window) -> int:
     """A width across which the window takes as many steps as there are columns in several register tiles."""
     _, stride = window.stride
-    return _fitting(draw, window, 1, draw(st.sampled_from(WIDE)), stride - 1)
+    return _fitting(draw, window, 1, draw(_one_of(*WIDE)), stride - 1)
 
 
 STRATEGIES: Mapping[str, Callable[[str], st.SearchStrategy[Any]]] = {
@@ -270,6 +291,11 @@ STRATEGIES: Mapping[str, Callable[[str], st.SearchStrategy[Any]]] = {
 }
 
 
+@cache
+def _configurations(row: str, family: str) -> st.SearchStrategy[tuple[dict[str, Shape], dict[str, Any], Shape]]:
+    return STRATEGIES[row](family)
+
+
 @st.composite
 def problems(
     draw: st.DrawFn,
@@ -279,8 +305,8 @@ def problems(
     precision: str | None = None,
 ) -> Problem:
     """Problems of one operator with values of one family."""
-    shapes, options, output = draw(STRATEGIES[operator.partition(".")[0]](family))
-    seed = draw(st.integers(0, 2**16 - 1))
-    layout = draw(st.sampled_from(LAYOUTS))
-    dtype = draw(st.sampled_from(dtypes))
+    shapes, options, output = draw(_configurations(operator.partition(".")[0], family))
+    seed = draw(_between(0, 2**16 - 1))
+    layout = draw(_one_of(*LAYOUTS))
+    dtype = draw(_one_of(*dtypes))
     return Problem(operator, shapes, options, output, family, seed, dtype, layout, precision)

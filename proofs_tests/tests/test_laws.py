@@ -7,6 +7,7 @@ import pytest
 
 from kernelproof.kernels.cpu import launch
 from kernelproof.proofs.hold import hold
+from kernelproof.proofs.laws import Observation
 from kernelproof.proofs.subject import Subject, subject_of
 from kernelproof.proofs.verify import laws_for, laws_of
 from kernelproof.spec import OPERATORS
@@ -57,3 +58,18 @@ def test_problems_hit_every_predicate(operator: str) -> None:
     law = laws_of(operator)[0]
     result = hold(law, SPECIFICATION, operator, 100, 2)
     assert [name for name, count in result.hit.items() if not count] == []
+
+
+NARROWED = [
+    pytest.param(operator, law, id=f"{operator} {law.name}")
+    for operator in OPERATORS
+    for law in laws_for(SPECIFICATION, operator)
+    if law.never and "." not in operator  # A gradient's problems are its forward's.
+]
+
+
+@pytest.mark.parametrize(("operator", "law"), NARROWED)
+def test_a_law_says_which_predicates_its_problems_never_have(operator: str, law: Any) -> None:
+    # One that it does not say is looked for among a thousand problems, in vain, each time the law is held.
+    result = hold(law, SPECIFICATION, operator, 30, 2, lambda law, problem: Observation())
+    assert {name for name, count in result.hit.items() if not count} == law.never & set(result.hit)
