@@ -1,8 +1,10 @@
 """A kernel in a process of its own: a crash, a signal or a hang is an answer, and not the end of the run."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Iterator
@@ -28,10 +30,9 @@ class Isolated:
     """
 
     def __init__(self, subject: Subject, time_limit: float | None) -> None:
-        # Functions of __main__ and lambdas are kernels too: the standard pickle would refuse them.
-        self._subject, self._time_limit = cloudpickle.dumps(subject), time_limit
-        self._context = multiprocessing.get_context("spawn")
+        self._subject, self._time_limit = subject, time_limit
         self._process: Any = None
+        self._refusal = ""
         self.hung: Problem | None = None
 
     def __enter__(self) -> "Isolated":
@@ -64,6 +65,15 @@ class Isolated:
             raise NotImplementedError(message)
         raise LawBroken(message, problem, index, **values)
 
+    def refusal(self) -> str:
+        """Why the kernel cannot be brought to a process of its own, if it cannot; the process has begun then."""
+        if self._process is None and not self._refusal:
+            try:
+                self._start()
+            except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
+                self._refusal = str(error)
+        return self._refusal and f"it cannot be brought to a process of its own: {self._refusal}"
+
     def _ask(self, law: Law, problem: Problem) -> None:
         """Send the problem and wait for an answer; `hung` afterwards if none came."""
         if self._process is None or not self._process.is_alive():
@@ -75,14 +85,22 @@ class Isolated:
             self.hung = problem
 
     def _start(self) -> None:
-        self._connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(self._subject, theirs), daemon=True)
+        # What was set since the server began is set in the child too.
+        pickled = self._pickled
+        self._connection, theirs = _context().Pipe()
+        arguments = pickled, dict(os.environ), theirs
+        self._process = _context().Process(target=_serve, args=arguments, daemon=True)
         with _as_no_daemon(), _as_no_script():
             self._process.start()
         theirs.close()
         # Starting is not the kernel's time.
         with contextlib.suppress(EOFError):
-            self._connection.recv()
+            self._refusal = self._connection.recv()
+
+    @functools.cached_property
+    def _pickled(self) -> bytes:
+        # Functions of __main__ and lambdas are kernels too: the standard pickle would refuse them.
+        return cloudpickle.dumps(self._subject)
 
     def _end(self) -> None:
         if self._process is not None:
@@ -94,6 +112,16 @@ class Isolated:
     def _end_of_child(self) -> str:
         status = self._process.exitcode
         return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+
+
+@functools.cache
+def _context() -> Any:
+    """How children begin: copies of a server that has loaded the laws once, where the system can copy a process."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 @contextlib.contextmanager
@@ -118,15 +146,20 @@ def _as_no_script() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-def _serve(pickled: bytes, connection: Connection) -> None:
+def _serve(pickled: bytes, environment: dict[str, str], connection: Connection) -> None:
     """The child: checks what comes until the parent closes the connection."""
     import warnings
 
     warnings.simplefilter("ignore", RuntimeWarning)
+    os.environ.update(environment)
     # What the kernel prints is no part of a report on standard output.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    subject = cloudpickle.loads(pickled)
-    connection.send("ready")
+    try:
+        subject = cloudpickle.loads(pickled)
+    except Exception as error:  # Its module is found here under no name, for example.
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send("")
     while True:
         try:
             law, problem = connection.recv()

@@ -20,8 +20,8 @@ from .subject import Subject
 
 T = TypeVar("T")
 
-HOSTILE_LIMIT = 120.0
-"""Seconds for one check of bad input where no time limit is given, compilation included."""
+APART_LIMIT = 120.0
+"""Seconds for one check that a kernel may die of, compilation included, where no time limit is given."""
 
 PART = 500
 """Problems in one job, at most: over 0.1 s of work for every law, and few enough to be spread and done again."""
@@ -41,13 +41,10 @@ class Job:
     part: int = 0
     known: tuple[Problem, ...] = ()
 
-    @property
-    def is_hostile(self) -> bool:
-        """Whether the kernel may die of it: bad input is tried in a process of its own."""
-        return LAWS[self.law].level == "L9"
-
     def run(self, subject: Subject, check: Check | None = None) -> Result:
         """Do it here; `check` says where the kernel is kept."""
+        if isinstance(check, Isolated) and (why := check.refusal()):
+            subject = replace(subject, unavailable=why)
         # A seed of its own for each part.
         seed = self.seed + 2**32 * self.part
         return hold(LAWS[self.law], subject, self.operator, self.examples, seed, check, self.known)
@@ -109,10 +106,9 @@ def run_jobs(
     kernel is kept in a process of its own; after a hang the jobs that are left are not begun.
     """
     if executor is None:
-        jobs = list(jobs)
-        with kept(subject, time_limit) as check, _apart(subject, time_limit, jobs) as apart:
+        with kept(subject, time_limit) as check, kept(subject, time_limit or APART_LIMIT) as apart:
             for job in jobs:
-                where = apart if job.is_hostile else check
+                where = apart if LAWS[job.law].apart and time_limit is None else check
                 yield job.run(subject, where)
                 if isinstance(where, Isolated) and where.hung:
                     return
@@ -134,7 +130,7 @@ def run_jobs(
 
 def _run_pickled(pickled: bytes, job: Job, time_limit: float | None) -> Result | KernelproofError:
     subject = cloudpickle.loads(pickled)
-    with _apart(subject, time_limit, [job]) if job.is_hostile else kept(subject, time_limit) as check:
+    with kept(subject, time_limit or (APART_LIMIT if LAWS[job.law].apart else None)) as check:
         try:
             return job.run(subject, check)
         except KernelproofError as wrong_usage:
@@ -143,18 +139,9 @@ def _run_pickled(pickled: bytes, job: Job, time_limit: float | None) -> Result |
 
 @contextlib.contextmanager
 def kept(subject: Subject, time_limit: float | None) -> Iterator[Check]:
-    """Where the kernel runs: in this process, or with a time limit in one of its own."""
+    """Where the kernel runs: in this process, or with a time limit in one of its own, begun with the first check."""
     if time_limit is None:
         yield directly(subject)
         return
     with Isolated(subject, time_limit) as check:
         yield check
-
-
-def _apart(
-    subject: Subject, time_limit: float | None, jobs: Sequence[Job]
-) -> contextlib.AbstractContextManager[Check | None]:
-    """Where the kernel runs when it is given bad input. A process begins with the first check."""
-    if not any(job.is_hostile for job in jobs):
-        return contextlib.nullcontext()
-    return Isolated(subject, time_limit or HOSTILE_LIMIT)

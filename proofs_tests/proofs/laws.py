@@ -31,7 +31,7 @@ class Law:
     """A theorem `name` at an evidence `level`, checked on problems with values of one `family`.
 
     `where` says which problems it has something to say about, `never` which predicates none of those has, `needs` what
-    has to be declared of a kernel.
+    has to be declared of a kernel. `apart`: a kernel may die of it, and is kept in a process of its own.
     """
 
     level: str
@@ -43,6 +43,7 @@ class Law:
     where: Callable[[Problem], bool]
     never: frozenset[str]
     needs: Callable[[Declared], bool]
+    apart: bool
 
 
 DECIDED_EXACTLY = ("L1", "L2", "L4", "L5", "L6")
@@ -65,6 +66,7 @@ def law(
     where: Callable[[Problem], bool] = lambda problem: True,
     never: Iterable[str] = (),
     needs: Callable[[Declared], bool] | None = None,
+    apart: bool = False,
 ) -> Callable[[Callable[..., Observation]], Law]:
     """Register the check below as a law: its name is the theorem, its docstring the statement.
 
@@ -83,7 +85,16 @@ def law(
 
         statement = (check.__doc__ or "").strip()
         made = Law(
-            level, check.__name__, statement, family, frozenset(operators), checked, where, frozenset(never), needs
+            level,
+            check.__name__,
+            statement,
+            family,
+            frozenset(operators),
+            checked,
+            where,
+            frozenset(never),
+            needs,
+            apart,
         )
         LAWS[made.name] = made
         return made

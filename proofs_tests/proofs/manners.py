@@ -15,8 +15,14 @@ from kernelproof.spec import OPERATORS, UnsupportedError
 from .judging import Kernel, LawBroken, declared, evaluate, same_bits
 from .laws import Observation, law, within_bound
 from .memory import POISONS, Overrun, poisoned
-from .neighbours import neighbour
+from .neighbours import neighbour, of_one_shape
+from .pages import PROTECTS, in_read_only_pages
 from .problems import Problem
+
+ALIASED = (
+    "conv2d", "conv2d.dx", "conv2d.dweight", "max_pool2d.dx", "linear", "linear.dx", "linear.dweight", "relu.dx", "sgd",
+)  # fmt: skip
+"""Operators with several arguments that can have one shape."""
 
 THREADS = (1, 2, 3, os.cpu_count() or 1)
 """The last number is what a kernel is left with whose declaration cannot be undone."""
@@ -54,6 +60,21 @@ def sees_that_its_inputs_have_changed(kernel: Kernel, problem: Problem) -> Obser
     for name, values in changed.arrays().items():
         arrays[name][...] = values
     _judge(changed, arrays, evaluate(kernel, changed, arrays), "after the values in its arrays were changed")
+    return Observation()
+
+
+@law("L7", "real", ALIASED)
+def keeps_apart_what_was_one_array(kernel: Kernel, problem: Problem) -> Observation:
+    """One array may be two arguments, and the next call of these shapes has two: nothing remembers which were one."""
+    problem = of_one_shape(problem)
+    arrays, others = problem.arrays(), problem.redrawn(1).arrays()
+    first, *_ = arrays
+    alike = [name for name in arrays if arrays[name].shape == arrays[first].shape]
+    one = arrays | dict.fromkeys(alike, arrays[first])
+    # Twice each: what is remembered may be served from the second call on.
+    for given, when in ((one, "where {} are one array"), (others, "after a call in which {} were one array")):
+        for _ in range(2):
+            _judge(problem, given, evaluate(kernel, problem, given), when.format(" and ".join(alike)))
     return Observation()
 
 
@@ -110,6 +131,16 @@ def touches_no_memory_but_its_own(kernel: Kernel, problem: Problem) -> Observati
         except Overrun as overrun:
             raise LawBroken(f"{problem.operator}: something was written {overrun}", problem) from None
         same_bits(problem, right, came, f"where unwritten memory is filled with {poison:#x}")
+    return Observation()
+
+
+@law("L8", "real", list(OPERATORS), needs=lambda kernel: PROTECTS, apart=True)
+def reads_its_inputs_and_nothing_beside_them(kernel: Kernel, problem: Problem) -> Observation:
+    """The kernel survives inputs in memory that can only be read, with none before the first byte or after the last."""
+    drawn = problem.arrays()
+    for at_the_end in (True, False):
+        arrays = {name: in_read_only_pages(array, at_the_end) for name, array in drawn.items()}
+        _judge(problem, arrays, evaluate(kernel, problem, arrays), "with inputs that can only be read")
     return Observation()
 
 

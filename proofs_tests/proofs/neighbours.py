@@ -71,6 +71,32 @@ def _near(problem: Problem) -> Iterator[Problem]:
             yield resized(problem, shapes, **{name: options[name] + 1})
 
 
+def of_one_shape(problem: Problem) -> Problem:
+    """The problem with as little changed as gives its first two arrays one shape, so that one array can be both."""
+    shapes, options = dict(problem.shapes), dict[str, Any]()
+    if "dilation" in problem.options:
+        options["dilation"] = (1, 1)
+    match problem.operator:
+        case "conv2d":  # x and weight
+            shapes["x"], options["groups"] = shapes["weight"], 1
+        case "conv2d.dx":  # dy and weight
+            few, taps = max(1, min(*shapes["x"][:2], *shapes["weight"][:2])), shapes["weight"][2:]
+            image = ((size - 1) * (step + 1) + 1 for size, step in zip(taps, problem.options["stride"], strict=True))
+            shapes = {"x": (few, few, *image), "weight": (few, few, *taps)}
+            options |= {"groups": 1, "padding": ((0, 0), (0, 0))}
+        case "conv2d.dweight" | "max_pool2d.dx":  # dy and x
+            taps = problem.options.get("kernel_size") or shapes["weight"][2:]
+            if "weight" in shapes:
+                shapes = {"x": shapes["x"], "weight": (shapes["x"][1], *shapes["weight"][1:])}
+            options |= {"stride": (1, 1), "padding": tuple(((size - 1) // 2, size // 2) for size in taps)}
+        case "linear":
+            shapes["x"] = shapes["weight"]
+        case "linear.dx" | "linear.dweight":
+            few = max(1, min(*shapes["x"], *shapes["weight"]))
+            shapes = {"x": (few, few), "weight": (few, few)}
+    return resized(problem, shapes, **options)
+
+
 def legal(problem: Problem) -> bool:
     """Whether the specification takes a call of these shapes and options, and its forward: a gradient may not tell."""
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from kernelproof.spec import OPERATORS, ParameterError
 
 from .cases import Case, known
-from .jobs import Job, merge, run_jobs, share
+from .jobs import APART_LIMIT, Job, kept, merge, run_jobs, share
 from .laws import LAWS, Law
 from .power import power
 from .problems import Problem
@@ -153,4 +153,5 @@ def check(
     if law not in LAWS:
         raise ParameterError("check", f"law {law!r}", f"one of {', '.join(LAWS)}", "Correct the name.")
     subject = subject_for(problem, kernel, dtypes=dtypes, supports=supports, layouts=layouts, threads=threads)
-    LAWS[law].check(subject.kernel(problem.operator), problem)
+    with kept(subject, APART_LIMIT if LAWS[law].apart else None) as hold:
+        hold(LAWS[law], problem)
