@@ -36,8 +36,8 @@ def info(*, json: bool = False) -> None:
 def _environment() -> dict[str, Any]:
     """Versions, platform, CPU threads, GPU, which kernels hold a certificate."""
     certified: dict[str, list[str]] = {}
-    for (_, backend), state in certificates().items():
-        certified.setdefault(backend, []).append(state)
+    for (_, name), state in certificates().items():
+        certified.setdefault(name, []).append(state)
     return {
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -47,8 +47,8 @@ def _environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "gpu": gpu()[1],
         "certificates": {
-            backend: ", ".join(f"{count} {state}" for state, count in Counter(states).items())
-            for backend, states in certified.items()
+            name: ", ".join(f"{count} {state}" for state, count in Counter(states).items())
+            for name, states in certified.items()
         },
     }
 
@@ -57,8 +57,8 @@ def _show(found: dict[str, Any]) -> None:
     """The same, to read."""
     for name, value in {**found["packages"], **{k: v for k, v in found.items() if not isinstance(v, dict)}}.items():
         screen.print(f"{name:<12} {'not installed' if value is None else value}", markup=False)
-    for backend, states in found["certificates"].items():
-        screen.print(f"certificates {backend}: {states}", markup=False)
+    for name, states in found["certificates"].items():
+        screen.print(f"certificates {name}: {states}", markup=False)
 
 
 def _version(package: str) -> str | None:

@@ -24,6 +24,8 @@ Certified: TypeAlias = Literal["current", "stale", "none"]
 """Whether a kernel holds a certificate of its present source and specification, of earlier ones, or none."""
 
 _PRECISIONS = get_args(Precision)
+ROUNDED = tuple(f"{row}{gradient}" for row in ("conv2d", "linear") for gradient in ("", ".dx", ".dweight"))
+"""Operators that round more where a precision allows it, on the GPU."""
 _MODULES = {"cpu": "kernelproof.kernels.cpu", "cuda": "kernelproof.kernels.cuda"}
 
 
@@ -141,23 +143,23 @@ def backend(name: str) -> Backend:
 
 
 def certificates() -> dict[tuple[str, str], Certified]:
-    """Which kernels hold a certificate, by (operator, backend).
+    """Which kernels hold a certificate, by (operator, certificate): "cpu", "cuda", and "cuda-fast" and so on.
 
     Certificates are written by `kernelproof verify --backend cpu --certificate FILE` and shipped beside this file.
     """
     states: dict[tuple[str, str], Certified] = {}
-    specifications = {operator: specification_hash(operator) for operator in OPERATORS}
-    for backend in _MODULES:
-        path = Path(__file__).parent / "certificates" / f"{backend}.json"
+    less = {f"cuda-{precision}": ROUNDED for precision in _PRECISIONS if precision != "strict"}
+    for name, operators in {**dict.fromkeys(_MODULES, tuple(OPERATORS)), **less}.items():
+        path = Path(__file__).parent / "certificates" / f"{name}.json"
         held = json.loads(path.read_text()) if path.exists() else {"source": None, "operators": {}}
-        is_current = held["source"] == kernels_hash(backend)
-        for operator, specification in specifications.items():
+        is_current = held["source"] == kernels_hash(name.partition("-")[0])
+        for operator in operators:
             proven = held["operators"].get(operator)
             if proven is None or any(law["verdict"] != "proven" for law in proven["laws"].values()):
-                states[operator, backend] = "none"
+                states[operator, name] = "none"
             else:
-                same = is_current and proven["specification"] == specification
-                states[operator, backend] = "current" if same else "stale"
+                same = is_current and proven["specification"] == specification_hash(operator)
+                states[operator, name] = "current" if same else "stale"
     return states
 
 

@@ -13,7 +13,7 @@ from kernelproof import kernels, spec
 from kernelproof.kernels import dispatch
 from kernelproof.kernels.source import find_in, kernels_hash, source_hash, specification_hash
 from kernelproof.proofs import certificate, verify
-from kernelproof.proofs.subject import subject_of
+from kernelproof.proofs.subject import PROMISED
 from kernelproof.spec import OPERATORS
 
 KERNEL = """
@@ -66,18 +66,29 @@ def kernelproof(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 # The kernels that are shipped
 
 
-def test_every_shipped_cpu_kernel_holds_a_current_certificate() -> None:
-    states = dispatch.certificates()
-    assert set(states) == {(operator, backend) for operator in OPERATORS for backend in ("cpu", "cuda")}
-    lacking = {
-        operator: state for (operator, backend), state in states.items() if backend == "cpu" and state != "current"
-    }
-    assert not lacking, "run: make certify"
+SHIPPED = ("cpu", "cuda", "cuda-fast", "cuda-tf32", "cuda-fp16", "cuda-bf16")
 
 
-def test_the_shipped_certificate_leaves_no_law_out() -> None:
-    held = json.loads((Path(dispatch.__file__).parent / "certificates" / "cpu.json").read_text())
-    assert certificate.differences(held, subject_of("cpu")) == [], "run: make certify"
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_kernel_holds_a_current_certificate(name: str) -> None:
+    states = {operator: state for (operator, each), state in dispatch.certificates().items() if each == name}
+    assert set(states) == set(dispatch.ROUNDED if "-" in name else OPERATORS)
+    lacking = {operator: state for operator, state in states.items() if state != "current"}
+    assert not lacking, "CONTRIBUTING.md, 10, says how to make it anew"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_certificate_is_of_its_precision_and_leaves_no_law_out(name: str) -> None:
+    held = json.loads((Path(dispatch.__file__).parent / "certificates" / f"{name}.json").read_text())
+    backend, _, precision = name.partition("-")
+    assert (held["kernel"], held["declared"]["precision"]) == (backend, PROMISED.get(precision))
+    assert certificate.differences(held, certificate.certified(held, backend)) == [], "CONTRIBUTING.md, 10"
+
+
+def test_certificates_are_asked_of_all_that_is_shipped() -> None:
+    assert {name for _, name in dispatch.certificates()} == set(SHIPPED)
+    rounding = kernels.backend("cuda").at("fast")
+    assert [name for name, operator in OPERATORS.items() if rounding.rounds(operator)] == list(dispatch.ROUNDED)
 
 
 def test_a_certificate_of_another_source_is_stale_and_a_missing_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
