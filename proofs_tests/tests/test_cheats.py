@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from numpy._core.multiarray import get_handler_name
 
 from kernelproof import spec
-from kernelproof.proofs import verify
+from kernelproof.proofs import LawBroken, Problem, check, verify
 
 CHEATS: dict[str, tuple[str, str, Callable[[], Callable[..., Any]]]] = {}
 OP = "conv2d"
@@ -86,7 +87,7 @@ def writes_to_its_input_and_restores_it() -> Any:
     return kernel
 
 
-@cheat("beside calls of other threads | wrote to its input x")  # It depends on which thread sees what first.
+@cheat("ended its process (SIGSEGV)")
 def writes_and_restores_where_it_may() -> Any:
     def kernel(x: Any) -> Any:
         if not x.flags.writeable:
@@ -116,6 +117,35 @@ def writes_round_its_input() -> Any:
         if isinstance(x.base, np.ndarray) and x.base.flags.writeable:
             x.base.reshape(-1)[:1] = 0
         return answer(x)
+
+    return kernel
+
+
+@cheat("ended its process (SIGSEGV)")
+def reads_past_the_end_and_forgets_it() -> Any:
+    def kernel(x: Any) -> Any:
+        ctypes.string_at(x.ctypes.data + x.nbytes, 32 * bool(x.size))
+        return answer(x)
+
+    return kernel
+
+
+@cheat("ended its process (SIGSEGV)")
+def reads_before_the_start_and_forgets_it() -> Any:
+    def kernel(x: Any) -> Any:
+        ctypes.string_at(x.ctypes.data - 4, 4 * bool(x.size))
+        return answer(x)
+
+    return kernel
+
+
+@cheat("after a call in which dy and x were one array", "relu.dx")
+def remembers_which_arguments_were_one_array() -> Any:
+    kept: dict[Any, bool] = {}
+
+    def kernel(dy: Any, x: Any) -> Any:
+        was_one = kept.setdefault((x.shape, x.dtype), x is dy)
+        return spec.relu_dx(dy, dy if was_one else x)
 
     return kernel
 
@@ -363,6 +393,24 @@ def test_a_kernel_that_dies_of_bad_input_is_refuted_and_the_run_goes_on(operator
         "ended its process (SIGFPE)" in failure.failure.message for failure in report.failures if failure.failure
     )
     assert len(report.results) == 2
+
+
+def test_a_kernel_that_cannot_leave_its_process_is_held_to_what_it_can_be_held_to_here() -> None:
+    lock = threading.Lock()
+
+    def kernel(x: Any) -> Any:
+        with lock:
+            return answer(x)
+
+    here, apart = verify(kernel, "relu", level="L8", examples=5).results
+    assert (here.verdict, apart.verdict) == ("proven", "unsupported")
+    assert apart.declined.startswith("it cannot be brought to a process of its own: ")
+
+
+def test_a_case_that_ends_the_kernel_s_process_does_not_end_the_one_it_is_pasted_into() -> None:
+    problem = Problem("relu", {"x": (3,)}, {}, (3,), "real")
+    with pytest.raises(LawBroken, match=r"ended its process \(SIGSEGV\)"):
+        check("reads_its_inputs_and_nothing_beside_them", CHEATS["reads_past_the_end_and_forgets_it"][2](), problem)
 
 
 def test_bad_input_is_no_matter_of_a_kernel_that_does_not_ask_for_it() -> None:

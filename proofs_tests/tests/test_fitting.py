@@ -6,7 +6,8 @@ from drawn import drawn
 
 from kernelproof import spec, verify
 from kernelproof.proofs.fitting import PLAIN, fitted
-from kernelproof.proofs.neighbours import legal
+from kernelproof.proofs.manners import ALIASED
+from kernelproof.proofs.neighbours import legal, of_one_shape
 from kernelproof.proofs.subject import subject_of
 
 NARROW = {
@@ -84,3 +85,17 @@ def test_a_law_that_leads_out_of_the_declaration_says_nothing():
     report = verify(halved, "max_pool2d", level="L6", examples=20, supports=supports)
     verdicts = {result.law: result.verdict for result in report.results}
     assert verdicts["strides_keep_every_sth_output"] == "unsupported"
+
+
+@pytest.mark.parametrize("operator", ALIASED)
+def test_two_arrays_are_made_to_have_one_shape(operator: str):
+    for problem in drawn(operator, "real", 50):
+        made = of_one_shape(problem)
+        first, second, *_ = made.array_shapes.values()
+        assert first == second
+        assert legal(made)
+
+
+def test_every_operator_whose_arrays_can_have_one_shape_is_held_to_it():
+    several = {name for name in spec.OPERATORS if len(drawn(name, "real", 50)[0].array_shapes) > 1}
+    assert several == {*ALIASED, "cross_entropy", "cross_entropy.dlogits"}  # A target is no float.
