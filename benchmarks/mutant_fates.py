@@ -57,7 +57,7 @@ REASONS: Sequence[Reason] = (
         "Where the bias is full it is drawn as such, absent or not; the other names come after it.",
     ),
     Reason(
-        ".*/problems.py", "^LONG = ", r"^LONG = 2\*\*14 (<<|\^|\|) 1$",
+        ".*/problems.py", "^LONG = ", r"^LONG = 2\*\*16 (<<|\^|\|) 1$",
         "As many elements or more, past what kernels take in one go all the same.",
     ),
     Reason("spec/window.py", r"dilation\[axis\] == 1", r"dilation\[axis\] <= 1", "A dilation is 1 or more."),

@@ -31,8 +31,8 @@ WIDE = tuple(
 )
 """Columns of a result on both sides of what kernels keep in registers of one row, and of twice as many."""
 
-LONG = 2**14 + 1
-"""More elements than elementwise kernels take in one go."""
+LONG = 2**16 + 1
+"""More elements than elementwise kernels take in one go, and than 16 bits count."""
 
 LAYOUTS = ("contiguous", "guarded", "reversed", "spread", "transposed", "channels_last", "read_only")
 
