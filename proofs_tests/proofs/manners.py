@@ -139,8 +139,8 @@ def reads_its_inputs_and_nothing_beside_them(kernel: Kernel, problem: Problem) -
     """The kernel survives inputs in memory that can only be read, with none before the first byte or after the last."""
     drawn = problem.arrays()
     for at_the_end in (True, False):
-        arrays = {name: in_read_only_pages(array, at_the_end) for name, array in drawn.items()}
-        _judge(problem, arrays, evaluate(kernel, problem, arrays), "with inputs that can only be read")
+        # What it gives is other laws' business.
+        evaluate(kernel, problem, {name: in_read_only_pages(array, at_the_end) for name, array in drawn.items()})
     return Observation()
 
 
