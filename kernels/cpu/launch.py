@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from types import FunctionType
 from typing import Any
 
@@ -49,18 +50,18 @@ _AT_ONCE = 32
 _lock = threading.Lock()
 _layer_before_fork = None
 _is_started = False
-_threads: int | None = None
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 @contextlib.contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """Every launch in this block runs on `count` threads, or all there are if fewer, however little its work."""
-    global _threads
-    before, _threads = _threads, count
+    """Every launch by this thread in this block runs on `count` threads, or all there are if fewer, however little its
+    work. Other threads that are in such blocks at the same time have their own number."""
+    token = _threads.set(count)
     try:
         yield
     finally:
-        _threads = before
+        _threads.reset(token)
 
 
 def launch(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> None:
@@ -110,7 +111,7 @@ def sharers(tasks: int, cost: int) -> int:
 
 def _is_little(tasks: int, cost: int) -> bool:
     """Whether `share` has too little to do for a second thread."""
-    return not _threads and tasks * cost < _SHARE * _AT_ONCE
+    return not _threads.get() and tasks * cost < _SHARE * _AT_ONCE
 
 
 def record(**parts: Any) -> np.ndarray:
@@ -133,7 +134,7 @@ def _in_blocks(core: Any, call: Callable[..., None], tasks: int, cost: int) -> N
         )
     if not _is_started:
         _start()
-    wanted = _threads or 1 + tasks * cost // _SHARE
+    wanted = _threads.get() or 1 + tasks * cost // _SHARE
     if wanted == 1 and hasattr(core, "alone"):
         for first, last in _blocks(tasks, cost, 1):
             call(core.alone, 1, first, last)

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -179,6 +180,31 @@ assert not wrong
         NUMBA_THREADING_LAYER="workqueue",  # The layer that aborts when entered twice.
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_blocks_of_two_python_threads_have_each_its_number_of_threads():
+    both, first_is_done = threading.Barrier(2), threading.Event()
+    seen = {}
+
+    def first():
+        with launch.on_threads(1):
+            both.wait()
+            both.wait()  # The second is in its block too.
+            seen["first"] = launch._threads.get()
+        first_is_done.set()
+
+    def second():
+        both.wait()
+        with launch.on_threads(2):
+            both.wait()
+            first_is_done.wait()
+            seen["second"] = launch._threads.get()
+        seen["after"] = launch._threads.get()
+
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(first), pool.submit(second)]:
+            each.result()
+    assert seen == {"first": 1, "second": 2, "after": None}
 
 
 def test_small_calls_of_several_python_threads_do_not_meet():
