@@ -14,8 +14,8 @@ demo: $(VENV)/demo  ## Prove the kernels, train CNN2 on handwritten digits, expo
 	@$(BIN)/kernelproof demo kernelproof-demo
 
 test: lint  ## Format, lint, types, then every test
-	@echo "== tests"
-	@$(BIN)/python -m pytest
+	@echo "== tests, a process for each core (a few hundred MB of memory each)"
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/dev
 	@echo "== format and lint"

@@ -1,10 +1,16 @@
-"""Hypothesis profiles, chosen with `--hypothesis-profile dev | ci | nightly`; ci unless told otherwise."""
+"""Hypothesis profiles, chosen with `--hypothesis-profile dev | ci | nightly`, ci unless told otherwise; threads."""
 
 import importlib.util
+import os
 
-import hypothesis
+# The laws ask for up to three threads. numba starts one a core, and in each worker of pytest-xdist as many again: here
+# three at least, whatever the machine, and no more than the worker's share of its cores.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("NUMBA_NUM_THREADS", str(max(3, (os.cpu_count() or 1) // _workers)))
 
-from kernelproof.proofs.verify import PROFILES
+import hypothesis  # noqa: E402
+
+from kernelproof.proofs.verify import PROFILES  # noqa: E402 - may import numba, which then reads the above
 
 for name, examples in PROFILES.items():
     # The same problems on every run of ci, so that a red test stays red; nightly looks for new ones.
