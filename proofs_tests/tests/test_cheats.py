@@ -17,6 +17,9 @@ from numpy._core.multiarray import get_handler_name
 
 from kernelproof import spec
 from kernelproof.proofs import LawBroken, Problem, check, verify
+from kernelproof.proofs.hold import hold
+from kernelproof.proofs.subject import subject_of
+from kernelproof.proofs.verify import laws_for
 
 CHEATS: dict[str, tuple[str, str, Callable[[], Callable[..., Any]]]] = {}
 OP = "conv2d"
@@ -348,10 +351,15 @@ def answers_twice() -> Any:
 @pytest.mark.parametrize("name", CHEATS)
 def test_a_cheat_is_refuted(name: str) -> None:
     says, operator, make = CHEATS[name]
-    report = verify(make(), operator, level=("L1", "L3", "L4", "L7", "L8"), examples=40)
-    assert report.verdict == "refuted"
-    messages = [result.failure.message for result in report.failures if result.failure]
-    assert any(each in message for each in says.split(" | ") for message in messages), messages
+    subject, messages = subject_of(make(), operator), []
+    for law in laws_for(subject, operator, ("L1", "L3", "L4", "L7", "L8")):
+        failure = hold(law, subject, operator, examples=40, seed=0).failure
+        if failure is None:
+            continue
+        if any(each in failure.message for each in says.split(" | ")):
+            return  # The smallest case of every other law that it breaks would take most of the time.
+        messages.append(failure.message)
+    pytest.fail(f"it was not refuted by what it did, but: {messages}")
 
 
 def test_what_knows_that_it_is_tested_is_believed() -> None:
@@ -414,9 +422,9 @@ def test_a_case_that_ends_the_kernel_s_process_does_not_end_the_one_it_is_pasted
 
 
 def test_bad_input_is_no_matter_of_a_kernel_that_does_not_ask_for_it() -> None:
-    unchecked = dies_of("groups", 0, signal.SIGFPE)
-    results = verify(unchecked, "conv2d", examples=2).results
-    assert not [result for result in results if result.level == "L9"]
+    report = verify(dies_of("kernel_size", 0, signal.SIGFPE), "max_pool2d", examples=2)
+    assert report.verdict == "proven"
+    assert not [result for result in report.results if result.level == "L9"]
 
 
 def test_a_script_needs_no_guard_for_its_kernels_own_process(tmp_path: Path) -> None:
