@@ -5,6 +5,8 @@ test_cuda_kernels.py runs this file in numba's simulator, and on the GPU where t
 
 import ctypes
 import math
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,42 @@ def on_device(operator: str) -> Declared:
     return Declared(kernel, lambda problem: True, reentrant=not SIMULATED)
 
 
+def run_block(manager: Any, grid_point: Any, *arguments: Any) -> None:
+    """A block of threads as numba's simulator runs it, which asks each of them without pause whether it waits.
+
+    That took nine tenths of the time, from the threads themselves.
+    """
+    from numba.cuda.simulator.kernel import BlockThread
+
+    threads = [
+        BlockThread(lambda: manager._f(*arguments), manager, grid_point, place, manager._debug)
+        for place in np.ndindex(*manager._block_dim)
+    ]
+    for each in threads:
+        each.start()
+    running, failure = threads, None
+    while running := [each for each in running if each.is_alive()]:
+        failure = failure or next((each.exception for each in threads if each.exception), None)
+        if failure or all(each.syncthreads_blocked for each in running):
+            for each in running:
+                each.abort = bool(failure)  # What they wait for never comes.
+                each.syncthreads_blocked = False
+                each.syncthreads_event.set()
+        time.sleep(0.0002)
+    failure = failure or next((each.exception for each in threads if each.exception), None)
+    if failure:
+        raise failure[0].with_traceback(failure[1])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def waiting_blocks() -> Iterator[None]:
+    """Blocks whose threads are let run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if SIMULATED:
+            patch.setattr("numba.cuda.simulator.kernel.BlockManager.run", run_block)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """New arrays hold NaN or the least integer, so that an element that is not written shows."""
@@ -130,6 +168,22 @@ def test_law_holds_for_device_arrays_of_any_layout(law: str, operator: str) -> N
 
 def geometry() -> dict[str, Any]:
     return {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2)}
+
+
+@pytest.mark.skipif(not SIMULATED, reason="a GPU tells of no thread")
+def test_a_thread_that_fails_ends_its_block_with_what_it_said() -> None:
+    @cuda.jit
+    def core(y):
+        place = cuda.threadIdx.x
+        y[place] = place
+        cuda.syncthreads()
+        neighbour = y[(place + 1) % 3]
+        cuda.syncthreads()
+        y[place + (place == 1) * 9] = neighbour
+        cuda.syncthreads()
+
+    with pytest.raises(IndexError, match=r"tid=\[1, 0, 0\].*out of bounds"):
+        core[1, 3](cuda.to_device(np.zeros(3, np.float32)))
 
 
 def test_single_images_lose_their_batch_axis_again() -> None:

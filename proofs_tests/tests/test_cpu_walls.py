@@ -10,6 +10,7 @@ import mmap
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ def test_a_read_beside_an_array_is_a_signal() -> None:
         source = f"from {__name__.split('.')[-1]} import *; x = walled(np.ones(5, np.float32), {behind})"
         read = f"ctypes.c_float.from_address(x.ctypes.data + 4 * {index}).value"
         for ends, code in (("", 0), (f"; {read}", -11)):
-            came = subprocess.run([sys.executable, "-c", source + ends], cwd=sys.path[0], check=False)
+            came = subprocess.run([sys.executable, "-c", source + ends], cwd=Path(__file__).parent, check=False)
             assert came.returncode == code
 
 
