@@ -137,18 +137,30 @@ def test_it_goes_on_from_a_checkpoint_to_the_same_result() -> None:
     assert scope.size == straight.result.cases + straight.result.vacuous
 
 
+POOLING = Scope("max_pool2d", 3, 5)
+
+
+@pytest.fixture(scope="module")
+def pooling() -> Progress:
+    """All of it, by the CPU kernel, in one go."""
+    *_, last = exhaust(subject_of("cpu", "max_pool2d"), POOLING)
+    return last
+
+
+def test_shards_do_the_same_work(pooling: Progress) -> None:
+    shards = [replace(POOLING, shard=f"{which}/3") for which in (1, 2, 3)]
+    assert sum(shard.size for shard in shards) == POOLING.size == POOLING.configurations.count
+    done = [[*exhaust(subject_of("cpu", "max_pool2d"), shard)][-1].result.cases for shard in shards]
+    assert sum(done) == pooling.result.cases
+
+
 @pytest.mark.parametrize("engine", ["processes", "dask"])
-def test_shards_and_workers_do_the_same_work(engine: Any) -> None:
+def test_workers_do_the_same_work(engine: Any, pooling: Progress) -> None:
     if engine == "dask":
         pytest.importorskip("distributed")
-    subject, whole = subject_of("cpu", "max_pool2d"), Scope("max_pool2d", 3, 5)
-    *_, straight = exhaust(subject, whole)
     with working(2, engine) as executor:
-        *_, spread = exhaust(subject, whole, executor=executor)
-    shards = [replace(whole, shard=f"{which}/3") for which in (1, 2, 3)]
-    assert counted(spread) == counted(straight)
-    assert sum(shard.size for shard in shards) == whole.size == whole.configurations.count
-    assert sum([*exhaust(subject, shard)][-1].result.cases for shard in shards) == straight.result.cases
+        *_, spread = exhaust(subject_of("cpu", "max_pool2d"), POOLING, executor=executor)
+    assert counted(spread) == counted(pooling)
 
 
 def test_another_kernel_or_scope_is_another_run() -> None:
