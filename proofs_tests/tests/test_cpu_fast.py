@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from whole_numbers import elements_are_right, whole
 
 from kernelproof import kernels, spec
 from kernelproof.kernels.cpu import elementwise
@@ -12,11 +13,6 @@ from kernelproof.kernels.cpu.convolution import depthwise, pixel_gradient, pixel
 from kernelproof.proofs.bounds import rounding_bound
 from kernelproof.proofs.problems import Problem
 from kernelproof.spec import Window
-
-
-def whole(seed: int, *shape: int) -> np.ndarray:
-    """Numbers whose products sum without rounding in any order."""
-    return np.random.default_rng(seed).integers(-8, 9, shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("k", [1, 4, 9, 15, 16, 17, 33, 71])
@@ -118,16 +114,7 @@ def test_what_stands_behind_an_image_does_not_reach_its_gradient():
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 2**14 - 1, 2**14 + 17])
 def test_elements_at_the_edges_of_vectors_and_chunks(size: int, past: int, monkeypatch):
     monkeypatch.setattr(elementwise, "_LARGE", past)
-    x, dy, velocity = whole(0, size), whole(1, size), whole(2, size)
-    x[::5], x[1::7] = np.nan, -0.0
-    assert kernels.relu(x).tobytes() == spec.relu(x).tobytes()
-    assert kernels.relu_dx(dy, x).tobytes() == spec.relu_dx(dy, x).tobytes()
-    for came, right in zip(
-        kernels.sgd(x, dy, velocity, learning_rate=0.5, momentum=0.25),
-        spec.sgd(x, dy, velocity, learning_rate=0.5, momentum=0.25),
-        strict=True,
-    ):
-        assert np.array_equal(came, right, equal_nan=True)
+    elements_are_right(size)
 
 
 @pytest.mark.parametrize("classes", [1, 15, 16, 17, 100])

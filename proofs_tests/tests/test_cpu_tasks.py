@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from whole_numbers import elements_are_right, whole
 
 from kernelproof import kernels, spec
 from kernelproof.kernels.cpu.convolution.planner import ALGORITHMS, Algorithm, Problem
@@ -14,24 +15,10 @@ from kernelproof.kernels.cpu.workers import on_workers
 from kernelproof.spec import Window
 
 
-def whole(seed: int, *shape: int, dtype: Any = np.float32) -> np.ndarray:
-    """Numbers whose products sum without rounding in any order."""
-    return np.random.default_rng(seed).integers(-8, 9, shape).astype(dtype)
-
-
 @pytest.mark.parametrize("size", [0, 1, 2**14 - 1, 2**14, 3 * 2**14 + 17])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_elements_of_several_chunks(size: int, dtype: Any) -> None:
-    x, dy, velocity = (whole(seed, size, dtype=dtype) for seed in range(3))
-    x[::5], x[1::7] = np.nan, -0.0
-    assert kernels.relu(x).tobytes() == spec.relu(x).tobytes()
-    assert kernels.relu_dx(dy, x).tobytes() == spec.relu_dx(dy, x).tobytes()
-    for came, right in zip(
-        kernels.sgd(x, dy, velocity, learning_rate=0.5, momentum=0.25),
-        spec.sgd(x, dy, velocity, learning_rate=0.5, momentum=0.25),
-        strict=True,
-    ):
-        assert np.array_equal(came, right, equal_nan=True)
+    elements_are_right(size, dtype)
 
 
 # Small images are pooled several as one; of tall ones the gradient is spread in several goes.
