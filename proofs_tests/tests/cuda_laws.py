@@ -172,18 +172,18 @@ def geometry() -> dict[str, Any]:
 
 @pytest.mark.skipif(not SIMULATED, reason="a GPU tells of no thread")
 def test_a_thread_that_fails_ends_its_block_with_what_it_said() -> None:
-    @cuda.jit
-    def core(y):
+    def core(y: Any) -> None:
         place = cuda.threadIdx.x
         y[place] = place
-        cuda.syncthreads()
+        cuda.syncthreads()  # pyright: ignore[reportCallIssue]
         neighbour = y[(place + 1) % 3]
         cuda.syncthreads()
         y[place + (place == 1) * 9] = neighbour
         cuda.syncthreads()
 
+    kernel: Any = cuda.jit(core)
     with pytest.raises(IndexError, match=r"tid=\[1, 0, 0\].*out of bounds"):
-        core[1, 3](cuda.to_device(np.zeros(3, np.float32)))
+        kernel[1, 3](cuda.to_device(np.zeros(3, np.float32)))
 
 
 def test_single_images_lose_their_batch_axis_again() -> None:
