@@ -19,6 +19,7 @@ from typing import Any
 
 import llvmlite
 import numba
+from numba.core import caching
 
 from .files import write_whole
 
@@ -59,13 +60,31 @@ def cache_folder() -> Path | None:
 @contextlib.contextmanager
 def private_cache() -> Iterator[None]:
     """What numba decorates in this block is cached in `cache_folder()`; its other users are left alone."""
-    before = numba.config.CACHE_DIR
+    before = numba.config.CACHE_DIR, caching.IndexDataCacheFile
     folder = cache_folder()
     numba.config.CACHE_DIR = str(folder) if folder else ""
+    caching.IndexDataCacheFile = _FileOfEach
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        numba.config.CACHE_DIR, caching.IndexDataCacheFile = before
+
+
+class _FileOfEach(caching.IndexDataCacheFile):
+    """Each signature's code in a file that is named after it, written before the index names it.
+
+    numba numbers the files by the index that it read a moment before. Of two processes that compile a function at once,
+    for float32 and for float64, one would leave its code where the index says the other's is.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        known = self._load_index()
+        number = int(hashlib.sha256(repr(key).encode()).hexdigest()[:12], 16)
+        while self._data_name(number) in {name for other, name in known.items() if other != key}:
+            number += 1
+        self._save_data(self._data_name(number), data)
+        # What another process has added meanwhile may be lost to the index: it is compiled once more, later.
+        self._save_index(self._load_index() | {key: self._data_name(number)})
 
 
 def is_caching() -> bool:

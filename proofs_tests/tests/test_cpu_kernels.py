@@ -300,6 +300,21 @@ def test_other_users_of_numba_keep_their_cache_setting(home):
     assert setting["CACHE_DIR"] == before
 
 
+def test_two_processes_that_compile_at_once_do_not_take_each_others_code(tmp_path, monkeypatch):
+    one, other = (jit_cache._FileOfEach(str(tmp_path), "core", "sources") for _ in range(2))
+    write = one._save_data
+
+    def late(name, code):
+        monkeypatch.setattr(other, "_load_index", dict)  # Read before there was one.
+        other.save("float64", "code for float64")
+        write(name, code)
+
+    monkeypatch.setattr(one, "_save_data", late)
+    one.save("float32", "code for float32")
+    found = jit_cache._FileOfEach(str(tmp_path), "core", "sources")
+    assert [found.load(key) for key in ("float32", "float64")] == ["code for float32", "code for float64"]
+
+
 def test_without_a_cache_folder_kernels_still_run(tmp_path):
     (tmp_path / "file").touch()
     result = python(
