@@ -20,12 +20,13 @@ PIXELS, VECTORS = TILES[LANES]
 @micro_kernel
 def multiply(
     words: Words, x: Any, x_step: Any, channels: Any, offsets: Any, taps: Any, weight: Any, weight_step: Any,
-    start: Any, y: Any, y_step: Any, *, pixels: int, vectors: int, pixel_step: int, accumulate: int = 0,
+    start: Any, y: Any, y_step: Any, *, pixels: int, vectors: int, pixel_step: int, accumulate: int = 0, single: int = 0,
 ) -> None:  # fmt: skip
     """`y[pixel] = start + sum_c sum_t x[c*x_step + offsets[t] + pixel*pixel_step] * weight[c*weight_step + t]`.
 
     `y[pixel]`, `start` and `weight[...]` are `vectors` vectors, one lane for each filter; channels outermost, taps in
-    order, each sum a single chain of fused multiply-adds. With `accumulate`, the sums start from what y holds.
+    order, each sum a single chain of fused multiply-adds. With `accumulate`, the sums start from what y holds. With
+    `single` there is one tap, at no offset: on short tiles a loop over it would cost a tenth.
     """
     panel = range(vectors)
     starts = [
@@ -33,19 +34,24 @@ def multiply(
         for pixel in range(pixels)
         for vector in panel
     ]
+
+    def added(x: Any, weight: Any, sums: list[Any]) -> list[Any]:
+        factors, following = [words.load(words.at(weight, words.size * vector)) for vector in panel], []
+        for pixel in range(pixels):
+            value = words.splat(words.at(x, pixel_step * pixel))
+            following += [words.fma(value, factors[vector], sums[pixel * vectors + vector]) for vector in panel]
+        return following
+
     with words.loop(channels, x, weight, *starts) as outer:
         x_of_channel, weight_of_channel, *sums = outer.carried
-        with words.loop(taps, weight_of_channel, *sums) as inner:
-            weight_of_tap, *sums = inner.carried
-            x_of_tap = words.at(x_of_channel, words.load_integer(words.at(offsets, words.times(inner.index, 8))))
-            factors = [words.load(words.at(weight_of_tap, words.size * vector)) for vector in panel]
-            for pixel in range(pixels):
-                value = words.splat(words.at(x_of_tap, pixel_step * pixel))
-                for vector in panel:
-                    tile = pixel * vectors + vector
-                    sums[tile] = words.fma(value, factors[vector], sums[tile])
-            inner.carry(words.at(weight_of_tap, words.size * vectors), *sums)
-        _, *sums = inner.results
+        if single:
+            sums = added(x_of_channel, weight_of_channel, sums)
+        else:
+            with words.loop(taps, weight_of_channel, *sums) as inner:
+                weight_of_tap, *sums = inner.carried
+                x_of_tap = words.at(x_of_channel, words.load_integer(words.at(offsets, words.times(inner.index, 8))))
+                inner.carry(words.at(weight_of_tap, words.size * vectors), *added(x_of_tap, weight_of_tap, sums))
+            _, *sums = inner.results
         outer.carry(words.at(x_of_channel, x_step), words.at(weight_of_channel, weight_step), *sums)
     _, _, *sums = outer.results
     for pixel in range(pixels):
@@ -114,7 +120,17 @@ def from_lanes(words: Words, x: Any, x_step: Any, columns: Any, y: Any, row_step
     left = builder.srem(columns, words.number(words.lanes))
     with builder.if_then(builder.icmp_signed(">", left, words.number(0))):
         valid = words.first(left)
-        block(source, target, lambda vector, address: words.store_where(valid, vector, address))
+        if words.stores_masked:
+            block(source, target, lambda vector, address: words.store_where(valid, vector, address))
+            return
+        is_long = builder.icmp_signed(">=", columns, words.number(words.lanes))
+        with builder.if_else(is_long) as (long, short):
+            with long:
+                # A whole square that overlaps the last one.
+                first = words.at(columns, -words.lanes)
+                block(words.at(x, words.times(x_step, first)), words.at(y, words.times(first, 4)), words.store)
+            with short:
+                block(source, target, lambda vector, address: words.store_where(valid, vector, address))
 
 
 @micro_kernel
@@ -134,7 +150,12 @@ def clear(words: Words, y: Any, count: Any) -> None:
     with words.loop(whole, y) as loop:
         words.store(zero, loop.carried[0])
         loop.carry(words.at(loop.carried[0], words.size))
-    words.store_where(words.first(words.builder.srem(count, words.number(words.lanes))), zero, loop.results[0])
+    left = words.builder.srem(count, words.number(words.lanes))
+    if words.stores_masked:
+        words.store_where(words.first(left), zero, loop.results[0])
+        return
+    with words.builder.if_then(words.builder.icmp_signed(">", left, words.number(0))):
+        words.store_where(words.first(left), zero, loop.results[0])
 
 
 @micro_kernel

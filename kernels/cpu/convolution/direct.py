@@ -72,14 +72,12 @@ class Packing(NamedTuple):
 
 
 class Routines(NamedTuple):
-    """Addresses of the micro-kernels; `multiply` for whole panels of filters, `multiply_last` for the last one."""
+    """Addresses of the micro-kernels, but for those that multiply."""
 
     to_lanes: int
     copy_lanes: int
     copy_planes: int
     claim: int
-    multiply: int
-    multiply_last: int
     pool: int
     from_lanes: int
 
@@ -107,7 +105,7 @@ class Work(NamedTuple):
     packed: int
     scratch: int
     order: np.ndarray
-    tables: tuple[np.ndarray, np.ndarray, np.ndarray]
+    tables: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     record: np.ndarray
 
 
@@ -133,22 +131,39 @@ def _backward(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int,
 
 def _work(plan: Plan, packing: Packing, relu: bool, y_shape: tuple[int, ...]) -> Work:
     sweep = plan.sweep
-    vectors = -(-sweep.filters // LANES)
     routines = Routines(
         to_lanes.address(), copy_lanes.address(), copy_planes.address(step=sweep.column_stride), claim_lines.address(),
-        multiply.address(pixels=sweep.pixels, vectors=VECTORS, pixel_step=4),
-        multiply.address(
-            pixels=sweep.pixels, vectors=vectors - (vectors - 1) // VECTORS * VECTORS, pixel_step=4
-        ),
         pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not sweep.pooled)),
     )  # fmt: skip
     parts = Parts(plan.packed - plan.starts, plan.starts, plan.copied, plan.summed, plan.winners, plan.scratch)
     of_strip = sweep.strip * sweep.row_step * sweep.columns * sweep.filters * sweep.channels
     return Work(
         y_shape, sweep.groups * sweep.strips, of_strip * max(1, sweep.taps // len(plan.phases)), plan.packed,
-        plan.scratch, plan.order, (plan.phases, plan.offsets, plan.copies),
+        plan.scratch, plan.order, (plan.phases, plan.offsets, plan.copies, _products(plan)),
         record(sweep=sweep, packing=packing, parts=parts, routines=routines),
     )  # fmt: skip
+
+
+def _products(plan: Plan) -> np.ndarray:
+    """Addresses of `multiply`, compiled as far as they are used: `[goes on][is the last panel][has a pixel more]`."""
+    sweep = plan.sweep
+    vectors = -(-sweep.filters // LANES)
+    panels = min(VECTORS, vectors), vectors - (vectors - 1) // VECTORS * VECTORS
+    is_longer = any(-(-(sweep.columns - b) // sweep.column_step) > sweep.tiles * sweep.pixels for _, b, *_ in plan.phases)
+    # A table of offsets is read unless every phase has one tap, at none.
+    single = int(LANES < 16 and (plan.phases[:, 3] == 1).all() and not plan.offsets.any())
+    return np.array([
+        [
+            [
+                multiply.address(
+                    pixels=sweep.pixels + longer, vectors=count, pixel_step=4, accumulate=added, single=single
+                )
+                for longer in (0, int(is_longer))
+            ]
+            for count in panels
+        ]
+        for added in (0, int(sweep.chunk < sweep.channels))
+    ], np.int64)  # fmt: skip
 
 
 def _sweep_all(work: Work, x: Any, weight: Any, bias: Any, y: Any, winner: Any) -> None:
@@ -220,7 +235,7 @@ def _pack_vector(task, weight, bias, memory, work):
 def _strip(task, worker, x, y, winner, memory, tables, work):
     """Some rows of every phase of an image, for all filters of a group; arrays by their addresses."""
     sweep, parts, routines = work.sweep, work.parts, work.routines
-    phases, offsets, copies = tables
+    phases, offsets, copies, products = tables
     image, first = task // sweep.strips, task % sweep.strips * sweep.strip
     group, of_image = image % sweep.groups, (sweep.rows >> sweep.pooled) * (sweep.columns >> sweep.pooled)
     rows = min(sweep.strip, -(-sweep.rows // sweep.row_step) - first)
@@ -238,7 +253,7 @@ def _strip(task, worker, x, y, winner, memory, tables, work):
     written = min(sweep.rows, begin + rows * sweep.row_step) - begin
     for done in range(0, sweep.filters, VECTORS * LANES):
         vectors = min(VECTORS, -(-(sweep.filters - done) // LANES))
-        _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, offsets, sweep, routines)
+        _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, offsets, products, sweep, routines)
         for vector in range(vectors):
             of_pixel, k = 4 * LANES * vectors, done + vector * LANES
             source, filters = sums + 4 * LANES * vector, min(LANES, sweep.filters - k)
@@ -263,28 +278,31 @@ def _strip(task, worker, x, y, winner, memory, tables, work):
 
 
 @serial
-def _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, offsets, sweep, routines):
+def _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, offsets, products, sweep, routines):
     """A panel of filters `done ..` over the strip's rows: `sums[pixel][lane]`, pixels as in y."""
     of_pixel, of_row = 4 * LANES * vectors, 4 * sweep.row_stride * sweep.pitch
     of_channel = 4 * sweep.column_stride * sweep.height_of_copy * sweep.pitch
     of_image = 4 * sweep.rows * sweep.columns
-    claimed = 0 if sweep.pooled else min(vectors * LANES, sweep.filters - done)
-    for phase in range(len(phases)):
-        a, b, tap, taps = phases[phase]
-        columns = -(-(sweep.columns - b) // sweep.column_step)
-        for i in range(rows):
-            p = (first + i) * sweep.row_step + a
-            if p >= sweep.rows:
-                break
-            row = (i * sweep.row_step + a) * sweep.columns
-            for tile in range(-(-columns // sweep.pixels)):
-                # The last tile overlaps the one before, which computed the same.
-                q = min(tile * sweep.pixels, columns - sweep.pixels)
-                at = b + q * sweep.column_step
-                # What the sums are turned into comes near meanwhile.
-                call(routines.claim, (y + done * of_image + 4 * (p * sweep.columns + at), of_image, claimed, 1))
-                call(routines.multiply if vectors == VECTORS else routines.multiply_last, (
-                    copy + i * of_row + 4 * q, of_channel, sweep.channels, offsets.ctypes.data + 8 * tap, taps,
-                    weight + tap * of_pixel, sweep.taps * of_pixel, start,
-                    sums + (row + at) * of_pixel, sweep.column_step * of_pixel,
-                ))  # fmt: skip
+    is_last = int(done + VECTORS * LANES >= sweep.filters)
+    for c in range(0, max(1, sweep.channels), sweep.chunk):
+        channels = min(sweep.chunk, sweep.channels - c)
+        claimed = 0 if sweep.pooled or c + channels < sweep.channels else min(vectors * LANES, sweep.filters - done)
+        for phase in range(len(phases)):
+            a, b, tap, taps = phases[phase]
+            columns = -(-(sweep.columns - b) // sweep.column_step)
+            longer = columns - sweep.tiles * sweep.pixels
+            for i in range(rows):
+                p = (first + i) * sweep.row_step + a
+                if p >= sweep.rows:
+                    break
+                row = (i * sweep.row_step + a) * sweep.columns
+                for tile in range(sweep.tiles):
+                    q = tile * sweep.pixels + min(tile, longer)
+                    at = b + q * sweep.column_step
+                    # What the sums are turned into comes near meanwhile.
+                    call(routines.claim, (y + done * of_image + 4 * (p * sweep.columns + at), of_image, claimed, 1))
+                    call(products[int(c > 0), is_last, int(tile < longer)], (
+                        copy + c * of_channel + i * of_row + 4 * q, of_channel, channels, offsets.ctypes.data + 8 * tap,
+                        taps, weight + (c * sweep.taps + tap) * of_pixel, sweep.taps * of_pixel, start,
+                        sums + (row + at) * of_pixel, sweep.column_step * of_pixel,
+                    ))  # fmt: skip

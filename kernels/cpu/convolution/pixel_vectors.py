@@ -68,47 +68,51 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, gr
 @micro_kernel
 def correlate(
     words: Words, x: Any, x_step: Any, x_row: Any, channels: Any, offsets: Any, taps: Any, weight: Any,
-    weight_step: Any, start: Any, y: Any, y_step: Any, y_row: Any, pixels: Any, *,
+    weight_step: Any, start: Any, blocks: Any, last: Any, y: Any, y_step: Any, y_row: Any, pixels: Any, *,
     filters: int, rows: int, vectors: int, relu: int,
 ) -> None:  # fmt: skip
     """`y[f][i][q] = start[f] + sum_c sum_t x[c*x_step + i*x_row + offsets[t] + q] * weight[c*weight_step + t][f]`.
 
-    For `filters` x `rows` x `vectors` vectors of pixels, of which the first `pixels` of a row are stored; x is read in
-    whole vectors. A chain of fused multiply-adds each, channels outermost. With `relu` that of the sum.
+    For `blocks` of `filters`, the last one from filter `last` on; of each for `rows` x `vectors` vectors of pixels, of
+    which the first `pixels` of a row are stored. x is read in whole vectors. A chain of fused multiply-adds each,
+    channels outermost. With `relu` that of the sum.
     """
     builder = words.builder
     tile = [(row, vector) for row in range(rows) for vector in range(vectors)]
-    starts = [words.splat(words.at(start, 4 * f)) for f in range(filters) for _ in tile]
-    with words.loop(channels, x, weight, *starts) as outer:
-        x_of_channel, weight_of_channel, *sums = outer.carried
-        with words.loop(taps, weight_of_channel, *sums) as inner:
-            weight_of_tap, *sums = inner.carried
-            x_of_tap = words.at(x_of_channel, words.load_integer(words.at(offsets, words.times(inner.index, 8))))
-            values = [
-                words.load(words.at(words.at(x_of_tap, words.times(x_row, row)), words.size * vector))
-                for row, vector in tile
-            ]
-            for f in range(filters):
-                factor = words.splat(words.at(weight_of_tap, 4 * f))
-                for place, value in enumerate(values, f * len(tile)):
-                    sums[place] = words.fma(value, factor, sums[place])
-            inner.carry(words.at(weight_of_tap, 4 * filters), *sums)
-        _, *sums = inner.results
-        outer.carry(words.at(x_of_channel, x_step), words.at(weight_of_channel, weight_step), *sums)
-    _, _, *sums = outer.results
-    valid = words.first(words.at(pixels, -words.lanes * (vectors - 1)))
-    for f in range(filters):
-        for (row, vector), total in zip(tile, sums[f * len(tile) :], strict=False):
-            if relu:
-                # Not a maximum: NaN stays NaN.
-                negative = builder.fcmp_ordered("<", total, words.constant(0))
-                total = builder.select(negative, words.constant(0), total)
-            address = words.at(words.at(y, words.times(y_step, f)), words.times(y_row, row))
-            address = words.at(address, words.size * vector)
-            if vector < vectors - 1:
-                words.store(total, address)
-            else:
-                words.store_where(valid, total, address)
+    with words.loop(blocks, weight, start, words.number(0)) as block:
+        weight, start, first = block.carried
+        of_block = words.times(channels, weight_step)
+        block.carry(words.at(weight, of_block), words.at(start, 4 * filters), words.at(first, filters))
+        starts = [words.splat(words.at(start, 4 * f)) for f in range(filters) for _ in tile]
+        with words.loop(channels, x, weight, *starts) as outer:
+            x_of_channel, weight_of_channel, *sums = outer.carried
+            with words.loop(taps, weight_of_channel, *sums) as inner:
+                weight_of_tap, *sums = inner.carried
+                x_of_tap = words.at(x_of_channel, words.load_integer(words.at(offsets, words.times(inner.index, 8))))
+                values = [
+                    words.load(words.at(words.at(x_of_tap, words.times(x_row, row)), words.size * vector))
+                    for row, vector in tile
+                ]
+                for f in range(filters):
+                    factor = words.splat(words.at(weight_of_tap, 4 * f))
+                    for place, value in enumerate(values, f * len(tile)):
+                        sums[place] = words.fma(value, factor, sums[place])
+                inner.carry(words.at(weight_of_tap, 4 * filters), *sums)
+            _, *sums = inner.results
+            outer.carry(words.at(x_of_channel, x_step), words.at(weight_of_channel, weight_step), *sums)
+        _, _, *sums = outer.results
+        # The last block overlaps the one before, which computed the same.
+        first = builder.select(builder.icmp_signed("<", first, last), first, last)
+        target = words.at(y, words.times(first, y_step))
+        for f in range(filters):
+            for (row, vector), total in zip(tile, sums[f * len(tile) :], strict=False):
+                total = words.rectified(total) if relu else total
+                address = words.at(words.at(target, words.times(y_row, row)), words.size * vector)
+                if vector < vectors - 1:
+                    words.store(total, address)
+                else:
+                    words.store_first(words.at(pixels, -words.lanes * (vectors - 1)), total, address)
+            target = words.at(target, y_step)
 
 
 @micro_kernel
@@ -121,8 +125,8 @@ def interleave(words: Words, even: Any, odd: Any, y: Any, count: Any) -> None:
         both = [words.load(each) for each in sources]
         for half in (0, 1):
             order = [half * lanes // 2 + lane // 2 + lanes * (lane % 2) for lane in range(lanes)]
-            valid = words.first(words.at(left, -half * lanes))
-            words.store_where(valid, words.shuffle(*both, order), words.at(target, half * words.size))
+            here = words.at(left, -half * lanes)
+            words.store_first(here, words.shuffle(*both, order), words.at(target, half * words.size))
         loop.carry(
             *(words.at(each, words.size) for each in sources),
             words.at(target, 2 * words.size), words.at(left, -2 * lanes),
@@ -142,11 +146,14 @@ def _tile_of(sweep: Sweep, phases: int) -> tuple[Tile, float]:
             rows = max(1, min(tallest, (REGISTERS - 1) // (filters + 1) // vectors))
             tile = Tile(filters, -(-sweep.filters // filters), rows, vectors)
             steps = tile.blocks * -(-tallest // rows) * -(-widest // vectors)
-            loads, sums = 2 * rows * vectors + filters, rows * vectors * filters
+            loads, sums = 2 * rows * vectors + filters + _OFFSET, rows * vectors * filters
             found.append((steps * max(loads / 2, sums / 2, _LATENCY), -sums, tile))
     cycles, _, tile = min(found)
     return tile, sweep.filters * tallest * columns / (2 * LANES * cycles)
 
+
+_OFFSET = {16: 0, 8: 1, 4: 1}[LANES]
+"""Loads of where a tap stands, unless they are hidden behind longer tiles."""
 
 _LATENCY = 4
 """Cycles of a fused multiply-add; two are begun in each, and so are two loads, those across two lines count twice."""
@@ -277,7 +284,6 @@ def _strip(own, copied, line, weight, start, y, first, rows, tile, phases, offse
     copy, of_row = own.ctypes.data, 4 * sweep.pitch
     of_channel = 4 * sweep.column_stride * sweep.height_of_copy * sweep.pitch
     of_y, width = 4 * sweep.rows * sweep.columns, tile.vectors * LANES
-    of_block = 4 * sweep.channels * sweep.taps * tile.filters
     for a in range(sweep.row_step):
         i = 0
         while i < rows and (first + i) * sweep.row_step + a < sweep.rows:
@@ -294,15 +300,12 @@ def _strip(own, copied, line, weight, start, y, first, rows, tile, phases, offse
                 q = 0
                 while q < columns:
                     q = max(0, min(q, columns - width))
-                    for block in range(tile.blocks):
-                        f = min(block * tile.filters, sweep.filters - tile.filters)
-                        call(routines[0], (
-                            copy + i * sweep.row_stride * of_row + 4 * q, of_channel, sweep.row_stride * of_row,
-                            sweep.channels, offsets.ctypes.data + 8 * tap, taps,
-                            weight + block * of_block + 4 * tap * tile.filters, 4 * sweep.taps * tile.filters,
-                            start + 4 * block * tile.filters, target + f * of_filter + 4 * q, of_filter,
-                            4 * sweep.columns, columns - q,
-                        ))  # fmt: skip
+                    call(routines[0], (
+                        copy + i * sweep.row_stride * of_row + 4 * q, of_channel, sweep.row_stride * of_row,
+                        sweep.channels, offsets.ctypes.data + 8 * tap, taps, weight + 4 * tap * tile.filters,
+                        4 * sweep.taps * tile.filters, start, tile.blocks, sweep.filters - tile.filters,
+                        target + 4 * q, of_filter, 4 * sweep.columns, columns - q,
+                    ))  # fmt: skip
                     q += width
             if sweep.column_step > 1:
                 _join(own[copied:], line, y, p, sweep, routines)

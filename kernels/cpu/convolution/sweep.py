@@ -14,6 +14,9 @@ from ..workspace import in_lines
 _STRIP = 2**18
 """Bytes of a strip's copy, and of its sums: together they leave room in a second-level cache for a panel of weights."""
 
+NEAR = 3 * 2**13
+"""Bytes of weights and pixels that stay in a first-level cache of 32 KiB."""
+
 _LONG_ROW = 256
 """Pixels that are worth making a row of, if rows may be joined: they are copied at one go."""
 
@@ -25,6 +28,7 @@ class Sweep(NamedTuple):
     """`y[k, i*row_step + a, j*column_step + b] = sum_ct x[c, i*row_stride + row_t - top, ...] * weight[c,t,k]`.
 
     One sweep serves forward (one phase, steps of one) and input gradient (strides of one, a phase for every (a, b)).
+    Direct convolution has `tiles` in a row, of `pixels` or one more, and sums a `chunk` of channels at a time.
     """
 
     groups: int
@@ -46,7 +50,9 @@ class Sweep(NamedTuple):
     pitch: int
     strip: int
     strips: int
+    tiles: int
     pixels: int
+    chunk: int
     pooled: int
 
 
@@ -150,10 +156,9 @@ def _planned(
     first_row, first_column = (min((at[axis] for at in reached), default=0) for axis in (0, 1))
     last_row, last_column = (max((at[axis] for at in reached), default=0) for axis in (0, 1))
     span = last_row - first_row + 1
-    # Every phase has at least as many pixels in a row as the last; tiles as even as can be, the last one overlapping.
-    narrowest = max(1, columns // step[1])
-    pixels = -(-narrowest // -(-narrowest // PIXELS))
-    widest = -(-columns // step[1])
+    # Phases have as many pixels in a row as the last or one more; tiles are as even as can be.
+    widest, narrowest = -(-columns // step[1]), max(1, columns // step[1])
+    tiles = max(1, -(-widest // PIXELS))
     pitch = max(
         widest - 1 + (last_column - first_column) // stride[1] + 1, -(-(width - min(first_column, 0)) // stride[1]) + 1
     )
@@ -188,9 +193,19 @@ def _planned(
         copies.append((first, before, min(max(0, -(-(width - first) // stride[1])), pitch - before)))
     sweep = Sweep(
         groups, channels, height, width, filters, rows, columns, *stride, *step, -first_row, -first_column, span,
-        len(order), height_of_copy, pitch, strip, strips, pixels, int(pooled),
+        len(order), height_of_copy, pitch, strip, strips, tiles, narrowest // tiles,
+        _chunk(channels, span, len(order), len(phases)), int(pooled),
     )  # fmt: skip
     return Plan(sweep, *(np.array(each, np.int64) for each in (table, offsets, order, copies)))
+
+
+def _chunk(channels: int, span: int, taps: int, phases: int) -> int:
+    """Channels that direct convolution sums before the next: what their tile reads stays in the first-level cache."""
+    if LANES == 16:  # The whole sum at once was the fastest.
+        return max(1, channels)
+    of_channel = 4 * VECTORS * LANES * -(-taps // max(1, phases)) + 64 * 2 * span
+    most = max(1, NEAR // of_channel)
+    return -(-max(1, channels) // -(-max(1, channels) // most))
 
 
 def as_long_rows(window: Window, x_shape: tuple[int, ...]) -> tuple[int, ...]:
