@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .launch import in_turn, ready, serial, share, threads
-from .micro_kernels import PIXELS, VECTORS, multiply, to_lanes
+from .micro_kernels import PIXELS, TOGETHER, VECTORS, copy_rows, multiply, to_lanes
 from .vectors import LANES, call, take
 from .workers import on_workers
 from .workspace import borrowed, in_lines
@@ -27,24 +27,31 @@ _LITTLE = 2**12
 _TILES = 8
 """Tiles that are worth turning a panel for."""
 
+_FAR = {16: 2**40, 8: 2**10, 4: 2**40}[LANES]
+"""Bytes between rows from which on they are copied, that they be neighbours: else they share few lines of the cache."""
+
 
 class Tiles(NamedTuple):
     """How `product` is cut: a tile is `rows` by `vectors`; a task is `group` tiles of `span` panels of columns.
 
-    Of those a tile after the other, so that rows of y are written as they lie. `turned` floats are what a is turned
-    into, if it is, and `panel` those of b that a task turns.
+    Up to `together` tiles are multiplied in one call.
+    Of those a tile after the other, so that rows of y are written as they lie. `turned` floats are what a is turned or
+    copied into, if it is, and `panel` those of b that a task turns or copies.
     """
 
     rows: int
     vectors: int
+    together: int
     group: int
     groups: int
     span: int
     turned: int
     panel: int
     is_little: bool
+    of_rows: bool
+    of_columns: bool
     routines: np.ndarray
-    """`to_lanes` and `multiply`."""
+    """`to_lanes`, `multiply`, and `copy_rows` of a tile and of a panel."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -56,14 +63,21 @@ def _cut(i: int, j: int, terms: int, of_rows: bool, of_columns: bool, threads: i
     ]
     vectors, tiles = max(fitting, default=1), -(-i // rows)
     panels = -(-j // (vectors * LANES))
-    span = 1 if of_columns else max(1, min(panels, _HELD // (terms * vectors * LANES)))
+    is_turned = of_rows or (4 * i >= _FAR and i >= LANES)
+    is_packed = of_columns or (4 * j >= _FAR and tiles >= _TILES and terms >= 4 * LANES)
+    span = 1 if is_packed else max(1, min(panels, _HELD // (terms * vectors * LANES)))
     # Tiles in one task: all, so that they share its panels of b, unless that leaves threads without work.
     group = tiles if -(-panels // span) >= TASKS * threads else -(-tiles // (TASKS * threads))
-    group = max(group, min(tiles, _TILES)) if of_columns else group
+    group = max(group, min(tiles, _TILES)) if is_packed else group
     return Tiles(
-        rows, vectors, group, -(-tiles // group), span, tiles * terms * LANES * of_rows,
-        in_lines(vectors * LANES * terms) * of_columns, tiles * terms <= _LITTLE,
-        np.array([to_lanes.address(), multiply.address(pixels=rows, vectors=vectors, pixel_step=4)]),
+        rows, vectors, TOGETHER, group, -(-tiles // group), span, tiles * terms * LANES * is_turned,
+        in_lines(vectors * LANES * terms) * is_packed, tiles * terms <= _LITTLE, of_rows, of_columns,
+        np.array([
+            to_lanes.address(),
+            multiply.address(pixels=rows, vectors=vectors, pixel_step=4, single=int(LANES < 16)),
+            0 if of_rows else copy_rows.address(vectors=1),
+            0 if of_columns else copy_rows.address(vectors=vectors),
+        ]),
     )  # fmt: skip
 
 
@@ -112,18 +126,26 @@ def _turn_tiles_worker(_, counter, last, a, turned, cut):
 @serial
 def _turn_tile(a, number, turned, cut):
     """`turned[number][t][lane]`: rows of a, a lane for each; the last tile overlaps the one before it."""
-    rows, terms = a.shape
-    first = min(number * cut.rows, rows - cut.rows)
-    call(cut.routines[0], (
-        a.ctypes.data + 4 * first * terms, 4 * terms, cut.rows, terms,
-        turned.ctypes.data + 4 * number * terms * LANES, 4 * LANES,
-    ))  # fmt: skip
+    size, first = 4 * LANES, number * cut.rows
+    if cut.of_rows:
+        rows, terms = a.shape
+        first = min(first, rows - cut.rows)
+        call(cut.routines[0], (
+            a.ctypes.data + 4 * first * terms, 4 * terms, cut.rows, terms, turned.ctypes.data + number * terms * size,
+            size,
+        ))  # fmt: skip
+    else:
+        terms, rows = a.shape
+        first = min(first, rows - LANES)
+        call(cut.routines[2], (
+            a.ctypes.data + 4 * first, 4 * rows, terms, turned.ctypes.data + number * terms * size, size
+        ))  # fmt: skip
 
 
 @in_turn
 def _product(workers, counter, last, a, b, starts, y, memory, cut):
     if cut.turned and cut.is_little:
-        for number in range(-(-len(y) // cut.rows)):
+        for number in range(-(-y.shape[0] // cut.rows)):
             _turn_tile(a, number, memory, cut)
     on_workers(workers, _product_worker, (counter, last, a, b, starts, y, memory, cut))
 
@@ -151,6 +173,10 @@ def _column(panel, columns, cut):
 @serial
 def _turn_panel(b, panel, own, cut):
     """`own[t][j]` of a panel of b."""
+    if not cut.of_columns:
+        at, step = b.ctypes.data + 4 * _column(panel, b.shape[1], cut), 4 * LANES * cut.vectors
+        call(cut.routines[3], (at, 4 * b.shape[1], b.shape[0], own, step))
+        return
     terms = b.shape[1]
     for vector in range(cut.vectors):
         row = _column(panel, len(b), cut) + vector * LANES
@@ -166,14 +192,22 @@ def _tiles(a, starts, y, panel, first, b, b_step, memory, cut):
     i, j = y.shape
     terms = a.size // i
     zero = np.zeros(1, np.int64)
-    for number in range(first, min(first + cut.group, -(-i // cut.rows))):
-        row = min(number * cut.rows, i - cut.rows)
-        at, step = a.ctypes.data + 4 * row, 4 * i
+    tiles = min(cut.group, -(-i // cut.rows) - first)
+    done = 0
+    while done < tiles:
+        row = min((first + done) * cut.rows, i - cut.rows)
+        at, step, of_tile = a.ctypes.data + 4 * row, 4 * i, 4 * cut.rows
         if cut.turned:
-            at, step = memory.ctypes.data + 4 * LANES * number * terms, 4 * LANES
+            # A tile that was copied begins with rows before it where a vector more is not there.
+            skipped = 0 if cut.of_rows else row - min((first + done) * cut.rows, i - LANES)
+            step, of_tile = 4 * LANES, 4 * LANES * terms
+            at = memory.ctypes.data + (first + done) * of_tile + 4 * skipped
+        # The last tiles may overlap those before them.
+        together = max(1, min(cut.together, tiles - done, (i - (LANES - cut.rows)) // cut.rows - first - done))
         for each in range(panel, min(panel + cut.span, -(-j // (cut.vectors * LANES)))):
             column = _column(each, j, cut)
             call(cut.routines[1], (
                 at, step, terms, zero.ctypes.data, 1, b if cut.panel else b + 4 * column, b_step,
-                starts.ctypes.data + 4 * column, y.ctypes.data + 4 * (row * j + column), 4 * j,
+                starts.ctypes.data + 4 * column, y.ctypes.data + 4 * (row * j + column), 4 * j, together, of_tile,
             ))  # fmt: skip
+        done += together

@@ -16,24 +16,24 @@ TILES = {16: (14, 2), 8: (6, 2), 4: (12, 2)}
 
 PIXELS, VECTORS = TILES[LANES]
 
+TOGETHER = {16: 1, 8: 2**20, 4: 1}[LANES]
+"""Tiles that one call multiplies, at most: short tiles take not much longer than a call."""
+
 
 @micro_kernel
 def multiply(
     words: Words, x: Any, x_step: Any, channels: Any, offsets: Any, taps: Any, weight: Any, weight_step: Any,
-    start: Any, y: Any, y_step: Any, *, pixels: int, vectors: int, pixel_step: int, accumulate: int = 0, single: int = 0,
+    start: Any, y: Any, y_step: Any, tiles: Any, x_tile: Any, *,
+    pixels: int, vectors: int, pixel_step: int, accumulate: int = 0, single: int = 0,
 ) -> None:  # fmt: skip
     """`y[pixel] = start + sum_c sum_t x[c*x_step + offsets[t] + pixel*pixel_step] * weight[c*weight_step + t]`.
 
-    `y[pixel]`, `start` and `weight[...]` are `vectors` vectors, one lane for each filter; channels outermost, taps in
-    order, each sum a single chain of fused multiply-adds. With `accumulate`, the sums start from what y holds. With
-    `single` there is one tap, at no offset: on short tiles a loop over it would cost a tenth.
+    For one of `tiles` after the other, `x_tile` apart in x and side by side in y. `y[pixel]`, `start` and `weight[...]`
+    are `vectors` vectors, one lane for each filter; channels outermost, taps in order, each sum a single chain of fused
+    multiply-adds. With `accumulate`, the sums start from what y holds. With `single` there is one tap, at no offset: on
+    short tiles a loop over it would cost a tenth.
     """
     panel = range(vectors)
-    starts = [
-        words.load(words.at(words.at(y, words.times(y_step, pixel)) if accumulate else start, words.size * vector))
-        for pixel in range(pixels)
-        for vector in panel
-    ]
 
     def added(x: Any, weight: Any, sums: list[Any]) -> list[Any]:
         factors, following = [words.load(words.at(weight, words.size * vector)) for vector in panel], []
@@ -42,22 +42,31 @@ def multiply(
             following += [words.fma(value, factors[vector], sums[pixel * vectors + vector]) for vector in panel]
         return following
 
-    with words.loop(channels, x, weight, *starts) as outer:
-        x_of_channel, weight_of_channel, *sums = outer.carried
-        if single:
-            sums = added(x_of_channel, weight_of_channel, sums)
-        else:
-            with words.loop(taps, weight_of_channel, *sums) as inner:
-                weight_of_tap, *sums = inner.carried
-                x_of_tap = words.at(x_of_channel, words.load_integer(words.at(offsets, words.times(inner.index, 8))))
-                inner.carry(words.at(weight_of_tap, words.size * vectors), *added(x_of_tap, weight_of_tap, sums))
-            _, *sums = inner.results
-        outer.carry(words.at(x_of_channel, x_step), words.at(weight_of_channel, weight_step), *sums)
-    _, _, *sums = outer.results
-    for pixel in range(pixels):
-        for vector in panel:
-            words.store(sums[pixel * vectors + vector], words.at(y, words.size * vector))
-        y = words.at(y, y_step)
+    with words.loop(tiles, x, y) as tile:
+        x, y = tile.carried
+        starts = [
+            words.load(words.at(words.at(y, words.times(y_step, pixel)) if accumulate else start, words.size * vector))
+            for pixel in range(pixels)
+            for vector in panel
+        ]
+        with words.loop(channels, x, weight, *starts) as outer:
+            x_of_channel, weight_of_channel, *sums = outer.carried
+            if single:
+                sums = added(x_of_channel, weight_of_channel, sums)
+            else:
+                with words.loop(taps, weight_of_channel, *sums) as inner:
+                    weight_of_tap, *sums = inner.carried
+                    offset = words.load_integer(words.at(offsets, words.times(inner.index, 8)))
+                    following = added(words.at(x_of_channel, offset), weight_of_tap, sums)
+                    inner.carry(words.at(weight_of_tap, words.size * vectors), *following)
+                _, *sums = inner.results
+            outer.carry(words.at(x_of_channel, x_step), words.at(weight_of_channel, weight_step), *sums)
+        _, _, *sums = outer.results
+        for pixel in range(pixels):
+            for vector in panel:
+                words.store(sums[pixel * vectors + vector], words.at(y, words.size * vector))
+            y = words.at(y, y_step)
+        tile.carry(words.at(x, x_tile), y)
 
 
 _AHEAD = 512
@@ -162,6 +171,16 @@ def clear(words: Words, y: Any, count: Any) -> None:
 def copy_lanes(words: Words, x: Any, count: Any, y: Any) -> None:
     """One vector: `y[lane] = x[lane]` for the first `count` lanes, and zero in the others."""
     words.store(words.load_where(words.first(count), x), y)
+
+
+@micro_kernel
+def copy_rows(words: Words, x: Any, x_row: Any, rows: Any, y: Any, y_row: Any, *, vectors: int) -> None:
+    """`y[row] = x[row]`, so many vectors of each."""
+    with words.loop(rows, x, y) as row:
+        for vector in range(vectors):
+            source, target = (words.at(each, words.size * vector) for each in row.carried)
+            words.store(words.load(source), target)
+        row.carry(words.at(row.carried[0], x_row), words.at(row.carried[1], y_row))
 
 
 @micro_kernel

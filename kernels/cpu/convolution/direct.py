@@ -18,12 +18,16 @@ import numpy as np
 from kernelproof.spec import Window
 
 from ..launch import in_turn, ready, record, serial, share, sharers
-from ..micro_kernels import VECTORS, claim_lines, copy_lanes, from_lanes, multiply, pool_lanes, to_lanes
+from ..micro_kernels import TOGETHER, VECTORS, claim_lines, copy_lanes, from_lanes, multiply, pool_lanes, to_lanes
 from ..vectors import LANES, call, take
 from ..workers import on_workers
 from ..workspace import borrowed
 from .strips import copy_planes, copy_strip
 from .sweep import Plan, as_long_rows, backward, forward
+
+
+_CLAIMS = LANES == 16
+"""Whether it pays to ask for y's lines early: on AVX2 it does not, and its short tiles are multiplied in one call."""
 
 
 def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bool = False) -> Any:
@@ -149,7 +153,7 @@ def _products(plan: Plan) -> np.ndarray:
     sweep = plan.sweep
     vectors = -(-sweep.filters // LANES)
     panels = min(VECTORS, vectors), vectors - (vectors - 1) // VECTORS * VECTORS
-    is_longer = any(-(-(sweep.columns - b) // sweep.column_step) > sweep.tiles * sweep.pixels for _, b, *_ in plan.phases)
+    widest = -(-sweep.columns // sweep.column_step)
     # A table of offsets is read unless every phase has one tap, at none.
     single = int(LANES < 16 and (plan.phases[:, 3] == 1).all() and not plan.offsets.any())
     return np.array([
@@ -158,7 +162,7 @@ def _products(plan: Plan) -> np.ndarray:
                 multiply.address(
                     pixels=sweep.pixels + longer, vectors=count, pixel_step=4, accumulate=added, single=single
                 )
-                for longer in (0, int(is_longer))
+                for longer in (0, int(widest > sweep.tiles * sweep.pixels))
             ]
             for count in panels
         ]
@@ -286,7 +290,7 @@ def _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, off
     is_last = int(done + VECTORS * LANES >= sweep.filters)
     for c in range(0, max(1, sweep.channels), sweep.chunk):
         channels = min(sweep.chunk, sweep.channels - c)
-        claimed = 0 if sweep.pooled or c + channels < sweep.channels else min(vectors * LANES, sweep.filters - done)
+        claimed = min(vectors * LANES, sweep.filters - done) * (_CLAIMS and not sweep.pooled)
         for phase in range(len(phases)):
             a, b, tap, taps = phases[phase]
             columns = -(-(sweep.columns - b) // sweep.column_step)
@@ -296,13 +300,19 @@ def _panel(copy, weight, start, sums, y, first, rows, done, vectors, phases, off
                 if p >= sweep.rows:
                     break
                 row = (i * sweep.row_step + a) * sweep.columns
-                for tile in range(sweep.tiles):
+                tile = 0
+                while tile < sweep.tiles:
                     q = tile * sweep.pixels + min(tile, longer)
                     at = b + q * sweep.column_step
                     # What the sums are turned into comes near meanwhile.
-                    call(routines.claim, (y + done * of_image + 4 * (p * sweep.columns + at), of_image, claimed, 1))
-                    call(products[int(c > 0), is_last, int(tile < longer)], (
+                    if claimed:
+                        call(routines.claim, (y + done * of_image + 4 * (p * sweep.columns + at), of_image, claimed, 1))
+                    is_longer = int(tile < longer)
+                    together = min(TOGETHER, (longer if is_longer else sweep.tiles) - tile)
+                    call(products[int(c > 0), is_last, is_longer], (
                         copy + c * of_channel + i * of_row + 4 * q, of_channel, channels, offsets.ctypes.data + 8 * tap,
                         taps, weight + (c * sweep.taps + tap) * of_pixel, sweep.taps * of_pixel, start,
-                        sums + (row + at) * of_pixel, sweep.column_step * of_pixel,
+                        sums + (row + at) * of_pixel, sweep.column_step * of_pixel, together,
+                        4 * (sweep.pixels + is_longer),
                     ))  # fmt: skip
+                    tile += together

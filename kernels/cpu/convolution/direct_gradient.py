@@ -16,7 +16,7 @@ import numpy as np
 from kernelproof.spec import Window
 
 from ..launch import in_turn, ready, serial, share, threads
-from ..micro_kernels import PIXELS, VECTORS, clear, from_lanes, multiply, to_lanes
+from ..micro_kernels import PIXELS, TOGETHER, VECTORS, clear, from_lanes, multiply, to_lanes
 from ..vectors import LANES, call, take
 from ..workers import on_workers
 from ..workspace import borrowed, in_lines
@@ -272,12 +272,15 @@ def _panel(turned_x, of_image, turned_dy, images, pixels_here, sums, vectors, ta
     for block in range(its.blocks):
         for tap in range(its.taps):
             x = turned_x + block * images * of_image + taps[tap]
-            for m in range(0, its.block, its.tile):
+            m = 0
+            while m < its.block:
+                together = max(1, min(TOGETHER, (its.block - m) // its.tile))
                 which = (0 if vectors == VECTORS else 2) + (m + its.tile > its.block)
                 call(routines[3 + which], (
                     x + 4 * m, of_image, images, pixels.ctypes.data, pixels_here, turned_dy, pixels_here * of_sum,
-                    0, sums + (block * its.block + m) * of_channel + tap * of_tap, of_channel,
+                    0, sums + (block * its.block + m) * of_channel + tap * of_tap, of_channel, together, 4 * its.tile,
                 ))  # fmt: skip
+                m += together * its.tile
 
 
 @serial

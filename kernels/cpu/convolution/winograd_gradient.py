@@ -19,7 +19,7 @@ from kernelproof.kernels.winograd_matrices import TAPS
 from kernelproof.spec import Window
 
 from ..launch import in_turn, launch, ready, record, serial, threads
-from ..micro_kernels import PIXELS, clear, from_lanes, multiply, to_lanes
+from ..micro_kernels import PIXELS, TOGETHER, clear, from_lanes, multiply, to_lanes
 from ..vectors import LANES, call, take
 from ..workers import on_workers
 from ..workspace import borrowed, in_lines
@@ -244,10 +244,10 @@ def _multiply(
     xs = memory + 4 * (shared[0] + (group * sums.points + point) * of_x.point)
     dys = memory + 4 * (shared[0] + shared[1] + (group * sums.points + point) * of_dy.point)
     dys += 4 * panel * of_dy.capacity * of_dy.block
-    for each in range(block, block + blocks):
+    for each in range(block, block + blocks, TOGETHER):
         call(routine, (
             xs + 4 * each * of_x.capacity * of_x.block, 0, 1, offsets.ctypes.data, tiles, dys, 0, zeros.ctypes.data,
-            at, 4 * of_dy.block,
+            at, 4 * of_dy.block, min(TOGETHER, block + blocks - each), 4 * of_x.capacity * of_x.block,
         ))  # fmt: skip
         at += 4 * sums.pixels * of_dy.block
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from kernelproof.kernels.winograd_matrices import TAPS
 
 from ..launch import serial
-from ..micro_kernels import VECTORS
+from ..micro_kernels import TOGETHER, VECTORS
 from ..vectors import LANES, call
 
 
@@ -87,10 +87,11 @@ def multiply_panel(u, v, m, panel, tiles, channels, adding, zeros, offsets, of_x
     of_tile = 4 * LANES * vectors
     for _ in range(points):
         # The last tiles may be fewer: what comes of the others is not used.
-        for tile in range(0, tiles, its.pixels):
+        for tile in range(0, tiles, TOGETHER * its.pixels):
             call(routine, (
                 v + 4 * tile * of_x.block, 4 * of_x.capacity * of_x.block, -(-channels // of_x.block), offsets,
                 of_x.block, u, of_x.block * of_tile, zeros, m + tile * of_tile, of_tile,
+                min(TOGETHER, -(-(tiles - tile) // its.pixels)), 4 * its.pixels * of_x.block,
             ))  # fmt: skip
         u, v, m = u + 4 * its.weights, v + 4 * of_x.point, m + 4 * its.products
 
