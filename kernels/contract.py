@@ -37,7 +37,7 @@ def implements(
 
     Raises TypeError at import if the entry's parameters are not the specification's.
     """
-    contract = inspect.signature(operator.body)
+    contract = inspect.signature(operator.__wrapped__)  # type: ignore[attr-defined]
 
     def bind(entry: Callable[..., Any]) -> Callable[..., Any]:
         name = operator.__name__
@@ -55,12 +55,16 @@ def implements(
             + [precision] * chooses,
             return_annotation=entry.__annotations__["return"],
         )
-        checked = jaxtyped(typechecker=beartype)(entry)
+
+        @functools.cache
+        def checked() -> Callable[..., Any]:
+            """Made when first called: a process calls few of the kernels."""
+            return jaxtyped(typechecker=beartype)(entry)
 
         @functools.wraps(entry)
         def kernel(*arguments: Any, precision: Precision = "strict") -> Any:
             _check_dtypes(name, backend, needed, arguments)
-            return checked(*arguments, precision=precision) if chooses else checked(*arguments)
+            return checked()(*arguments, precision=precision) if chooses else checked()(*arguments)
 
         def unchecked(precision: Precision) -> Callable[..., Any]:
             return functools.partial(entry, precision=precision) if chooses else entry

@@ -8,6 +8,7 @@ Kernels are called through the same doors, so an argument is refused with the sa
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeAlias
@@ -17,6 +18,24 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 from .errors import DtypeError, ShapeError, type_of
+
+
+def _settle_jaxtyping() -> None:
+    """Its first use imports jax, where that is installed, to hide jaxtyping's own lines in jax's tracebacks.
+
+    That takes twice as long as all else here, for everybody who does not use jax: those who did import it have it so.
+    """
+    asked_for = "jax._src.traceback_util"
+    if "jax" in sys.modules:
+        return
+    sys.modules[asked_for] = None  # type: ignore[assignment]  # Not to be found, says Python's import.
+    try:
+        jaxtyped("context")
+    finally:
+        del sys.modules[asked_for]
+
+
+_settle_jaxtyping()
 
 P = ParamSpec("P")
 Array: TypeAlias = np.ndarray
@@ -35,11 +54,15 @@ class Operator(Generic[P]):
 
     def __init__(self, door: Callable[P, Arguments], body: Callable[..., Any]) -> None:
         functools.update_wrapper(self, body)
-        self.door = door
-        self.body = jaxtyped(typechecker=beartype)(body)
+        self.door, self._written = door, body
         self.__signature__ = inspect.signature(door).replace(
             return_annotation=inspect.signature(body).return_annotation
         )
+
+    @functools.cached_property
+    def body(self) -> Callable[..., Any]:
+        """The equation, which checks shapes: made so when first asked for, not whenever the specification is read."""
+        return jaxtyped(typechecker=beartype)(self._written)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         return self.perform(self.body, *args, **kwargs)

@@ -25,7 +25,6 @@ from ..workspace import borrowed
 from .strips import copy_planes, copy_strip
 from .sweep import Plan, as_long_rows, backward, forward
 
-
 _CLAIMS = LANES == 16
 """Whether it pays to ask for y's lines early: on AVX2 it does not, and its short tiles are multiplied in one call."""
 
