@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .row_vectors import ask, bits, cut, over_rows, store
+from .row_vectors import ask, bits, cut, edge, over_rows, store
 from .vectors import INT32, LANES, Words, micro_kernel
 
 LOWEST = float("-inf")
@@ -23,9 +23,9 @@ def columns_of(width: int, left: int, count: int, begin: int, end: int, columns:
     # One window less, so that no pair of vectors that is split reaches beyond the last one.
     whole = max(0, (end - 1 - start) // LANES) if start >= begin else 0
     taps = [s + half * LANES for s in range(0, columns, step) for half in range(step)]
+    at_edges = [edge(q, count) for q in range(0, count, LANES) if not start <= q < start + whole * LANES]
     return cut(start, whole, 1 + len(taps), [
-        [q, bits(q, count), *(bits(q * step - left + s, width) for s in taps)]
-        for q in range(0, count, LANES) if not start <= q < start + whole * LANES
+        [q, bits(q, count), *(bits(q * step - left + s, width) for s in taps)] for q in at_edges
     ])  # fmt: skip
 
 

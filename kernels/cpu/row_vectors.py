@@ -29,6 +29,11 @@ def cut(start: int, whole: int, masks: int, edges: Sequence[Sequence[int]]) -> n
     )
 
 
+def edge(position: int, count: int) -> int:
+    """Where the vector at an edge begins: where stores under a mask are slow, it overlaps the one before it."""
+    return position if LANES == 16 else min(position, max(0, count - LANES))
+
+
 def bits(first: int, size: int) -> int:
     """A mask's bits: lane l has its own if `0 <= first + l < size`."""
     return sum(1 << lane for lane in range(LANES) if 0 <= first + lane < size)
@@ -75,8 +80,15 @@ def store(words: Words, mask: Any, vector: Any, address: Any) -> None:
     """All lanes, or those of a mask."""
     if mask is None:
         words.store(vector, address)
-    else:
+    elif words.stores_masked:
         words.store_where(mask, vector, address)
+    else:
+        is_part = words.any(words.builder.not_(mask))
+        with words.builder.if_else(is_part) as (part, whole):
+            with part:
+                words.store_where(mask, vector, address)
+            with whole:
+                words.store(vector, address)
 
 
 def _mask(words: Words, address: Any) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 from kernelproof.spec import Window
 
 from .pool_vectors import Taps, in_taps
-from .row_vectors import ask, bits, cut, over_rows, store
+from .row_vectors import ask, bits, cut, edge, over_rows, store
 from .vectors import INT32, LANES, Words, micro_kernel
 
 
@@ -56,7 +56,7 @@ def _columns_of(width: int, left: int, phase: int, count: int, columns: int, ste
             *(bits(step * i + half * LANES, width) for half in range(step)),
             *(bits(i + offset, count) for offset in offsets),
         ]
-        for i in starts if i not in whole
+        for i in (edge(each, -(-width // step)) for each in starts if each not in whole)
     ])  # fmt: skip
 
 
