@@ -17,7 +17,7 @@ from kernelproof.spec.ops import OPERATORS
 from kernelproof.spec.wiring import Step
 
 from .contract import KERNELS, Precision
-from .remembered import Remembered, key_of
+from .remembered import EarlierCalls, key_of
 from .source import kernels_hash, specification_hash
 
 Certified: TypeAlias = Literal["current", "stale", "none"]
@@ -85,7 +85,7 @@ class _Cpu(Backend):
 
     def __init__(self, name: str, precision: Precision = "strict") -> None:
         super().__init__(name, precision)
-        self.remembered = Remembered()
+        self.remembered = EarlierCalls()
 
     def __call__(self, operator: Operator[...], *args: Any, **kwargs: Any) -> Any:
         key, given = key_of(operator.__name__, args, kwargs), (*args, *kwargs.values())

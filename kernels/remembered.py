@@ -20,7 +20,7 @@ _MOST = 1024
 """Calls that are remembered; after that it starts anew."""
 
 
-class Remembered:
+class EarlierCalls:
     """The ways of earlier calls, by what was checked of them."""
 
     def __init__(self) -> None:

@@ -141,7 +141,7 @@ def unpool_halves(
         here = Taps(words.at(x, words.times(q, 8)), x_row, None, None, None if inner else masks and stored, 2, 2, inner)
         taps = [value for row in (here.first, words.at(here.first, x_row)) for value, _ in in_taps(words, here, row)]
         place = words.at(dy, words.times(q, 4))
-        shares = _shares(words, taps, words.load(place) if valid is None else words.load_where(valid, place))
+        shares = _of_taps(words, taps, words.load(place) if valid is None else words.load_where(valid, place))
         target = words.at(dx, words.times(q, 8))
         _store_in_turn(words, shares[:2], stored, target)
         _store_in_turn(words, shares[2:], stored, words.at(target, x_row))
@@ -163,7 +163,7 @@ def _store_in_turn(words: Words, vectors: list[Any], masks: list[Any], address: 
         store(words, mask, words.shuffle(vectors[0], vectors[-1], order), words.at(address, half * words.size))
 
 
-def _shares(words: Words, taps: list[Any], dy: Any) -> list[Any]:
+def _of_taps(words: Words, taps: list[Any], dy: Any) -> list[Any]:
     """For each tap of a window dy if it is the first maximum or the first NaN, else zero."""
     builder, zero = words.builder, words.constant(0)
     best, won = taps[0], []
