@@ -106,23 +106,37 @@ def to_lanes(words: Words, x: Any, row_step: Any, rows: Any, columns: Any, y: An
 
 
 @micro_kernel
-def from_lanes(words: Words, x: Any, x_step: Any, columns: Any, y: Any, row_step: Any, rows: Any, *, relu: int) -> None:
-    """`y[row][column] = x[column][row]` for up to `LANES` rows, `relu` of it if asked; reads x in whole squares."""
+def from_lanes(
+    words: Words, x: Any, x_step: Any, columns: Any, y: Any, row_step: Any, rows: Any, *, relu: int, past: int = 0
+) -> None:  # fmt: skip
+    """`y[row][column] = x[column][row]` for up to `LANES` rows, `relu` of it if asked; reads x in whole squares.
+
+    With `past` most of it is stored past the caches, two squares at a time: y and its rows begin at whole vectors.
+    """
     builder = words.builder
 
-    def block(source: Any, target: Any, store: Any) -> Any:
-        vectors = []
-        for _ in range(words.lanes):
-            vectors.append(words.load(source))
-            source = words.at(source, x_step)
-        for row, each in enumerate(words.transpose(vectors)):
-            each = words.rectified(each) if relu else each
+    def block(source: Any, target: Any, store: Any, squares: int = 1) -> Any:
+        turned = []
+        for _ in range(squares):
+            vectors = []
+            for _ in range(words.lanes):
+                vectors.append(words.load(source))
+                source = words.at(source, x_step)
+            turned.append(words.transpose(vectors))
+        for row, sides in enumerate(zip(*turned, strict=True)):
             with builder.if_then(builder.icmp_signed("<", words.number(row), rows)):
-                store(each, target)
+                for square, each in enumerate(sides):
+                    store(words.rectified(each) if relu else each, words.at(target, square * words.size))
             target = words.at(target, row_step)
         return source
 
-    with words.loop(builder.sdiv(columns, words.number(words.lanes)), x, y) as loop:
+    begin, whole = (x, y), builder.sdiv(columns, words.number(words.lanes))
+    if past:
+        with words.loop(builder.sdiv(whole, words.number(2)), x, y) as loop:
+            source, target = loop.carried
+            loop.carry(block(source, target, words.store_past, 2), words.at(target, 2 * words.size))
+        begin, whole = loop.results, builder.srem(whole, words.number(2))
+    with words.loop(whole, *begin) as loop:
         source, target = loop.carried
         loop.carry(block(source, target, words.store), words.at(target, words.size))
     source, target = loop.results

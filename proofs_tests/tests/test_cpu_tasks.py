@@ -9,6 +9,7 @@ import pytest
 from whole_numbers import elements_are_right, whole
 
 from kernelproof import kernels, spec
+from kernelproof.kernels.cpu.convolution import direct
 from kernelproof.kernels.cpu.convolution.planner import ALGORITHMS, Algorithm, Problem
 from kernelproof.kernels.cpu.launch import in_turn, serial
 from kernelproof.kernels.cpu.workers import on_workers
@@ -87,3 +88,37 @@ def test_an_array_that_was_given_twice_is_not_taken_for_another_later() -> None:
     _thrice(kernels, a, a, a)
     for came, right in zip(_thrice(kernels, a, b, c), _thrice(spec, a, b, c), strict=True):
         np.testing.assert_array_equal(came, right)
+
+
+# Direct convolution sums a chunk of channels at a time; (channels, filters, kernel, stride), groups of two.
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("geometry", [(300, 20, 1, 1), (260, 9, 1, 2), (70, 33, 3, 1), (130, 18, 3, 2), (40, 7, 5, 3)])
+def test_sums_of_several_chunks_of_channels(geometry: tuple[int, ...], large: bool, monkeypatch: Any) -> None:
+    channels, filters, kernel, stride = geometry
+    sides = kernel // 2, kernel // 2
+    window = Window((kernel, kernel), (stride, stride), (sides, sides))
+    x, weight = whole(0, 2, 2 * channels, 12, 16), whole(1, 2 * filters, channels, kernel, kernel)
+    y = spec.conv2d.body(x, weight, None, window, 2)
+    dy = whole(2, *y.shape)
+    if large:  # As if no cache held the result.
+        monkeypatch.setattr(direct, "_LARGE", 0)
+    try:
+        for planned in (direct._forward, direct._backward):
+            planned.cache_clear()
+        assert np.array_equal(direct.conv2d(x, weight, None, window, 2), y)
+        assert np.array_equal(direct.conv2d(x, weight, None, window, 2, relu=True), np.maximum(y, 0))
+        dx = spec.conv2d_dx.body(dy, weight, x.shape, window, 2)
+        assert np.array_equal(direct.conv2d_dx(dy, weight, x.shape, window, 2), dx)
+    finally:
+        for planned in (direct._forward, direct._backward):
+            planned.cache_clear()
+
+
+# Rows of a matrix that lie far apart are copied: by panels of columns, by tiles of rows.
+@pytest.mark.parametrize("shape", [(64, 300, 10), (49, 1030, 70), (130, 257, 300), (7, 600, 513), (300, 40, 300)])
+def test_matrices_whose_rows_lie_far_apart(shape: tuple[int, int, int]) -> None:
+    n, c, k = shape
+    x, weight, dy = whole(0, n, c), whole(1, k, c), whole(2, n, k)
+    assert np.array_equal(kernels.linear(x, weight), spec.linear(x, weight))
+    assert np.array_equal(kernels.linear_dx(dy, weight), spec.linear_dx(dy, weight))
+    assert np.array_equal(kernels.linear_dweight(dy, x), spec.linear_dweight(dy, x))

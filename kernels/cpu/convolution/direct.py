@@ -21,9 +21,12 @@ from ..launch import in_turn, ready, record, serial, share, sharers
 from ..micro_kernels import TOGETHER, VECTORS, claim_lines, copy_lanes, from_lanes, multiply, pool_lanes, to_lanes
 from ..vectors import LANES, call, take
 from ..workers import on_workers
-from ..workspace import borrowed
+from ..workspace import borrowed, empty
 from .strips import copy_planes, copy_strip
 from .sweep import Plan, as_long_rows, backward, forward
+
+_LARGE = {16: 2**60, 8: 2**25, 4: 2**60}[LANES]
+"""Bytes of a result that is stored past the caches."""
 
 _CLAIMS = LANES == 16
 """Whether it pays to ask for y's lines early: on AVX2 it does not, and its short tiles are multiplied in one call."""
@@ -35,7 +38,7 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, relu: bo
     `relu` is applied to what is still in the cache.
     """
     work = _forward(window, x.shape, weight.shape, groups, False, relu)
-    y = np.empty(work.y_shape, np.float32)
+    y = empty(work.y_shape) if work.past else np.empty(work.y_shape, np.float32)
     _sweep_all(work, x, ready(weight), bias, y, _NO_WINNERS)
     return y
 
@@ -60,7 +63,7 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, gr
     if window.stride != (1, 1):
         # Taps in the order of the phases that they belong to.
         weight = weight.reshape(*weight.shape[:2], 1, -1)[..., work.order]
-    dx = np.empty(x_shape, np.float32)
+    dx = empty(x_shape) if work.past else np.empty(x_shape, np.float32)
     _sweep_all(work, dy, ready(weight), None, dx, _NO_WINNERS)
     return dx
 
@@ -99,7 +102,8 @@ class Parts(NamedTuple):
 class Work(NamedTuple):
     """What is known of a sweep before its arrays: y's shape, an image's tasks and their cost, memory in floats.
 
-    `order` is that of the taps; `tables` and the one `record` of all numbers are what the core reads.
+    y is stored `past` the caches if it is too large for them. `order` is that of the taps; `tables` and the one
+    `record` of all numbers are what the core reads.
     """
 
     y_shape: tuple[int, ...]
@@ -107,6 +111,7 @@ class Work(NamedTuple):
     cost: int
     packed: int
     scratch: int
+    past: bool
     order: np.ndarray
     tables: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     record: np.ndarray
@@ -134,15 +139,17 @@ def _backward(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int,
 
 def _work(plan: Plan, packing: Packing, relu: bool, y_shape: tuple[int, ...]) -> Work:
     sweep = plan.sweep
+    in_vectors = sweep.rows * sweep.columns % LANES == sweep.strip * sweep.row_step * sweep.columns % LANES == 0
+    past = 4 * math.prod(y_shape) >= _LARGE and in_vectors and not sweep.pooled
     routines = Routines(
         to_lanes.address(), copy_lanes.address(), copy_planes.address(step=sweep.column_stride), claim_lines.address(),
-        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not sweep.pooled)),
+        pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not sweep.pooled), past=int(past)),
     )  # fmt: skip
     parts = Parts(plan.packed - plan.starts, plan.starts, plan.copied, plan.summed, plan.winners, plan.scratch)
     of_strip = sweep.strip * sweep.row_step * sweep.columns * sweep.filters * sweep.channels
     return Work(
         y_shape, sweep.groups * sweep.strips, of_strip * max(1, sweep.taps // len(plan.phases)), plan.packed,
-        plan.scratch, plan.order, (plan.phases, plan.offsets, plan.copies, _products(plan)),
+        plan.scratch, past, plan.order, (plan.phases, plan.offsets, plan.copies, _products(plan)),
         record(sweep=sweep, packing=packing, parts=parts, routines=routines),
     )  # fmt: skip
 
