@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cnn2 import CNN2Activations, CNN2Config, CNN2Grads, CNN2Spec, cnn_forward, cnn_spec, cnn_with_relu_spec
 from .digits import Digits, load_digits
+from .loss_scale import LossScale
 from .training import DivergenceError, Evaluation, Progress, TrainConfig, evaluate, train
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "Digits",
     "DivergenceError",
     "Evaluation",
+    "LossScale",
     "Progress",
     "TrainConfig",
     "cnn_forward",

@@ -14,6 +14,7 @@ from kernelproof.spec.parameters import Parameters
 from kernelproof.spec.window import whole
 
 from .host import on_host
+from .loss_scale import LossScale, in_float16
 
 
 class DivergenceError(KernelproofError):
@@ -33,6 +34,8 @@ class TrainConfig:
     learning_rate: float = 0.05
     momentum: float = 0.9
     seed: int = 0
+    loss_scale: LossScale | None = None
+    """Mixed precision: layers see float16 copies of images and parameters, gradients are taken at this scale."""
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
@@ -45,7 +48,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands after one step: loss and accuracy are the batch's own, before the step was taken."""
+    """Where training stands after one step: loss and accuracy are the batch's own, before the step was taken.
+
+    `skipped` if a gradient overflowed in float16, and so no step was taken.
+    """
 
     epoch: int
     step: int
@@ -53,6 +59,7 @@ class Progress:
     loss: float
     accuracy: float
     parameters: Parameters
+    skipped: bool = False
 
 
 def train(
@@ -70,41 +77,65 @@ def train(
 def _steps(
     chain: SpecChain, parameters: Parameters, images: Any, labels: Any, config: TrainConfig
 ) -> Iterator[Progress]:
-    perform = chain.perform
     velocity: Mapping[str, Any] = {key: array * 0 for key, array in parameters.items()}
     order, starts = np.random.default_rng(config.seed), range(0, len(images), config.batch_size)
-    step = 0
+    step, scale = 0, config.loss_scale
     for epoch in range(1, config.epochs + 1):
         shuffled = order.permutation(len(images))
         for start in starts:
             batch = shuffled[start : start + config.batch_size]
             target = labels[batch]
-            logits, backward = chain.vjp(parameters, images[batch], of_x=False)
-            loss = float(on_host(perform(cross_entropy, logits, target)))
+            if scale is None:
+                logits, loss, gradients = _in_full(chain, parameters, images[batch], target)
+            else:
+                logits, loss, gradients = in_float16(chain, parameters, images[batch], target, scale)
             step += 1
             if not math.isfinite(loss):
                 raise DivergenceError(
-                    "train",
-                    f"the loss of step {step} is {loss}",
-                    "a finite loss",
+                    "train", f"the loss of step {step} is {loss}", "a finite loss",
                     f"Lower learning_rate={config.learning_rate}.",
-                )
-            gradients = backward(perform(cross_entropy_dlogits, logits, target)).parameters
-            moved = {
-                key: perform(
-                    sgd,
-                    parameter,
-                    gradients[key],
-                    velocity[key],
-                    learning_rate=config.learning_rate,
-                    momentum=config.momentum,
-                )
-                for key, parameter in parameters.items()
-            }
-            parameters = chain.parameters({key: parameter for key, (parameter, _) in moved.items()})
-            velocity = {key: each for key, (_, each) in moved.items()}
+                )  # fmt: skip
+            skipped = scale is not None and not _are_finite(gradients)
+            if scale is not None:
+                if skipped and scale.exponent == 0:
+                    raise DivergenceError(
+                        "train", f"gradients of step {step} overflow float16 without any scale", "finite gradients",
+                        "Train without loss_scale.",
+                    )  # fmt: skip
+                scale = scale.after(not skipped)
+            if not skipped:
+                parameters, velocity = _moved(chain, parameters, gradients, velocity, config)
             accuracy = float(np.mean(on_host(logits).argmax(axis=1) == target))
-            yield Progress(epoch, step, config.epochs * len(starts), loss, accuracy, parameters)
+            yield Progress(epoch, step, config.epochs * len(starts), loss, accuracy, parameters, skipped)
+
+
+def _in_full(
+    chain: SpecChain, parameters: Parameters, images: Any, target: Any
+) -> tuple[Any, float, Mapping[str, Any]]:
+    """Logits, loss and the parameters' gradients of a batch."""
+    logits, backward = chain.vjp(parameters, images, of_x=False)
+    loss = float(on_host(chain.perform(cross_entropy, logits, target)))
+    return logits, loss, backward(chain.perform(cross_entropy_dlogits, logits, target)).parameters
+
+
+def _are_finite(gradients: Mapping[str, Any]) -> bool:
+    return all(np.isfinite(on_host(each)).all() for each in gradients.values())
+
+
+def _moved(
+    chain: SpecChain, parameters: Parameters, gradients: Mapping[str, Any], velocity: Mapping[str, Any],
+    config: TrainConfig,
+) -> tuple[Parameters, Mapping[str, Any]]:  # fmt: skip
+    """Parameters and velocity after a step."""
+    rates = {"learning_rate": config.learning_rate, "momentum": config.momentum}
+    moved = {
+        key: chain.perform(sgd, parameter, gradients[key], velocity[key], **rates)
+        for key, parameter in parameters.items()
+    }
+    return (
+        chain.parameters({key: parameter for key, (parameter, _) in moved.items()}),
+        {key: each for key, (_, each) in moved.items()},
+    )
 
 
 @dataclass(frozen=True)
