@@ -20,11 +20,17 @@ class TrainingStep:
     `step(x, target)` copies the batch in, replays the graph and returns the batch's loss, a tensor that the next call
     overwrites. `parameters` and `velocity` are updated in place. Shapes and rates are those of the recording; classes
     are checked there and not again, since looking at them would make every step wait.
+
+    Mixed precision: with `half`, torch.float16 or torch.bfloat16, the chain sees copies of that type, and gradients are
+    taken at `loss_scale`, a tensor that starts at 2**16. A step whose gradients overflow changes nothing but the scale,
+    which is halved; INTERVAL steps without one double it. Source: as for `kernelproof.models.LossScale`.
     """
+
+    INTERVAL = 2000
 
     def __init__(
         self, chain: SpecChain, parameters: Mapping[str, Any], x: Any, target: Any, *, learning_rate: float,
-        momentum: float,
+        momentum: float, half: Any = None,
     ) -> None:  # fmt: skip
         if SIMULATED or getattr(chain.perform, "name", None) != "cuda" or not hasattr(x, "data_ptr"):
             raise UnsupportedError(
@@ -33,8 +39,10 @@ class TrainingStep:
             )  # fmt: skip
         import torch  # pyright: ignore[reportMissingImports]
 
-        self._chain, self._rates = chain, (learning_rate, momentum)
+        self._chain, self._rates, self._half = chain, (learning_rate, momentum), half
         self._x, self._target = x.clone(), target.clone()
+        self.loss_scale = torch.full((), 1.0 if half is None else 2.0**16, device=x.device)
+        self._since = torch.zeros((), dtype=torch.int32, device=x.device)
         self.parameters = {key: each.clone() for key, each in parameters.items()}
         self.velocity = {key: torch.zeros_like(each) for key, each in self.parameters.items()}
         stream = torch.cuda.Stream()
@@ -50,6 +58,8 @@ class TrainingStep:
         for key, each in parameters.items():
             self.parameters[key].copy_(each)
             self.velocity[key].zero_()
+        self.loss_scale.fill_(1.0 if half is None else 2.0**16)
+        self._since.zero_()
 
     def __call__(self, x: Any, target: Any) -> Any:
         """The loss of the batch before the step."""
@@ -63,12 +73,42 @@ class TrainingStep:
         return {key: taken(each) for key, each in arrays.items()}
 
     def _step(self) -> Any:
-        parameters, velocity, target = self._taken(self.parameters), self._taken(self.velocity), taken(self._target)
-        logits, backward = self._chain.vjp(parameters, taken(self._x), of_x=False)
-        # Past the doors, which would look at the classes on the host.
-        loss, dlogits = (KERNELS[name, "cuda"](logits, target) for name in ("cross_entropy", "cross_entropy_dlogits"))
-        gradients = backward(dlogits).parameters
-        update(
-            [(parameter, gradients[key], velocity[key]) for key, parameter in parameters.items()], *self._rates
-        )  # fmt: skip
-        return loss.owner
+        if self._half is None:
+            logits, backward = self._chain.vjp(self._taken(self.parameters), taken(self._x), of_x=False)
+            loss, dlogits = self._loss_of(logits)
+            self._move(backward(dlogits).parameters)
+            return loss.owner
+        return self._half_step().owner
+
+    def _half_step(self) -> DeviceArray:
+        """A step through copies in half precision, undone if a gradient overflowed: nothing waits to know."""
+        import torch  # pyright: ignore[reportMissingImports]
+
+        copies = {key: each.to(self._half) for key, each in self.parameters.items()}
+        logits, backward = self._chain.vjp(copies, self._x.to(self._half), of_x=False)
+        loss, dlogits = self._loss_of(taken(logits.float()))
+        scaled = backward((dlogits.owner * self.loss_scale).to(self._half)).parameters
+        gradients = {key: each.float() / self.loss_scale for key, each in scaled.items()}
+        finite = torch.stack([each.isfinite().all() for each in gradients.values()]).all()
+        state = [*self.parameters.values(), *self.velocity.values()]
+        before = [each.clone() for each in state]
+        self._move(self._taken(gradients))
+        for each, old in zip(state, before, strict=True):
+            each.copy_(torch.where(finite, each, old))
+        self._since.copy_(torch.where(finite, self._since + 1, 0))
+        grown = self._since == self.INTERVAL
+        factor = torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5)
+        self.loss_scale.copy_((self.loss_scale * factor).clamp(min=1.0))
+        self._since.masked_fill_(grown, 0)
+        return loss
+
+    def _loss_of(self, logits: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
+        """The loss and its gradient, past the doors, which would look at the classes on the host."""
+        loss, dlogits = (
+            KERNELS[name, "cuda"](logits, taken(self._target)) for name in ("cross_entropy", "cross_entropy_dlogits")
+        )
+        return loss, dlogits
+
+    def _move(self, gradients: Mapping[str, DeviceArray]) -> None:
+        parameters, velocity = self._taken(self.parameters), self._taken(self.velocity)
+        update([(each, gradients[key], velocity[key]) for key, each in parameters.items()], *self._rates)
