@@ -1,0 +1,84 @@
+"""A training step as one graph, in float32 and through half precision, on a GPU with PyTorch."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from test_cuda_recorded import on_a_gpu
+
+from kernelproof.proofs.bounds import unit_roundoff
+from kernelproof.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU, SpecChain
+
+pytestmark = on_a_gpu
+
+
+def step_of(chain: SpecChain, parameters: Any, x: Any, target: Any, **options: Any) -> Any:
+    from kernelproof.kernels.cuda.host.graph import TrainingStep
+
+    return TrainingStep(chain.compile("cuda"), parameters, x, target, learning_rate=0.5, momentum=0.9, **options)
+
+
+def cnn() -> tuple[SpecChain, Any, Any, Any]:
+    torch = pytest.importorskip("torch")
+    layers = Conv2d(1, 4, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(), Linear(64, 3)
+    chain = SpecChain(*layers, input="n 1 8 8")
+    parameters = {key: torch.from_numpy(np.asarray(each)).cuda() for key, each in chain.initialise(0).items()}
+    generator = torch.Generator().manual_seed(0)
+    x, target = torch.randn(32, 1, 8, 8, generator=generator), torch.randint(0, 3, (32,), generator=generator)
+    return chain, parameters, x.cuda(), target.cuda()
+
+
+def linear() -> tuple[SpecChain, Any, Any, Any]:
+    """One image of ones, three classes; the first is so likely that the others' gradients are below float16's least."""
+    torch = pytest.importorskip("torch")
+    chain = SpecChain(Flatten(), Linear(4, 3), input="n 1 2 2")
+    bias = torch.tensor([18.0, 0, 0], device="cuda")
+    parameters = {"fc1.weight": torch.zeros(3, 4, device="cuda"), "fc1.bias": bias}
+    return chain, parameters, torch.ones(1, 1, 2, 2, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+
+
+@pytest.mark.parametrize("half", [None, "float16", "bfloat16"])
+def test_the_loss_falls(half: str | None) -> None:
+    torch = pytest.importorskip("torch")
+    chain, parameters, x, target = cnn()
+    step = step_of(chain, parameters, x, target, half=half and getattr(torch, half))
+    losses = [float(step(x, target)) for _ in range(30)]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_gradients_too_small_for_float16_are_saved() -> None:
+    torch = pytest.importorskip("torch")
+    chain, parameters, x, target = linear()
+    step = step_of(chain, parameters, x, target, half=torch.float16)
+    step(x, target)
+    got = step.velocity["fc1.bias"].cpu().double().numpy()[1:]
+    full = step_of(chain, parameters, x, target)
+    full(x, target)
+    in_float32 = full.velocity["fc1.bias"].cpu().double().numpy()[1:]
+    # The same numbers, rounded once to float16: a power of two comes and goes exactly.
+    assert (abs(got - in_float32) <= unit_roundoff("float16") * abs(in_float32)).all()
+    assert (got > 0).all()
+    assert float(step.loss_scale) == 2.0**16
+
+
+def test_a_step_that_overflows_changes_the_scale_alone() -> None:
+    torch = pytest.importorskip("torch")
+    chain, parameters, x, target = cnn()
+    step = step_of(chain, parameters, x, target, half=torch.float16)
+    step.loss_scale.fill_(2.0**40)
+    step(x, target)
+    assert float(step.loss_scale) == 2.0**39
+    assert all(torch.equal(step.parameters[key], each) for key, each in parameters.items())
+    assert not any(each.any() for each in step.velocity.values())
+
+
+def test_an_interval_without_overflow_doubles_the_scale() -> None:
+    torch = pytest.importorskip("torch")
+    chain, parameters, x, target = cnn()
+    step = step_of(chain, parameters, x, target, half=torch.float16)
+    step.loss_scale.fill_(2.0)
+    for _ in range(step.INTERVAL - 1):
+        step(x, target)
+    assert float(step.loss_scale) == 2
+    step(x, target)
+    assert float(step.loss_scale) == 4
