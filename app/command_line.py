@@ -54,7 +54,7 @@ COMMANDS = {
     "plan": (
         "plan_command:plan",
         "Show which algorithm computes a convolution or its gradient on this CPU, why, and what the others would cost."
-        "\n\nWith --backend cuda: which kernels are launched for it on an H200, and the bytes of workspace that they "
+        "\n\nWith --backend cuda: which kernels are launched for it on a GPU, and the bytes of workspace that they "
         "take.\n\nExit status: 0 told, 1 an algorithm is refuted, 2 wrong usage.",
     ),
     "replay": (

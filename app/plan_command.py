@@ -47,6 +47,7 @@ def plan(
     groups: int = 1,
     dtype: Literal["float32", "float64"] = "float32",
     backend: Literal["cpu", "cuda"] = "cpu",
+    gpu: Literal["H200", "A100", "A10", "L4", "T4"] = "H200",
     precision: Precision = "strict",
     workspace_limit: int | None = None,
     measure: bool = False,
@@ -54,7 +55,7 @@ def plan(
 ) -> int:
     """Show which algorithm computes a convolution or its gradient on this CPU, why, and what the others would cost.
 
-    With --backend cuda: which kernels are launched for it on an H200, and the bytes of workspace that they take.
+    With --backend cuda: which kernels are launched for it on a GPU, and the bytes of workspace that they take.
 
     Exit status: 0 told, 1 an algorithm is refuted, 2 wrong usage.
 
@@ -78,6 +79,8 @@ def plan(
         The arrays' scalar type.
     backend
         Where it is computed. For cuda no GPU is needed.
+    gpu
+        Of --backend cuda: whose kernels are told.
     precision
         What rounding is allowed.
     workspace_limit
@@ -99,7 +102,7 @@ def plan(
         if measure:
             raise ParameterError("plan", "--measure with --backend cuda", "one of them", "Leave --measure out.")
         with at_most(workspace_limit):
-            found = launched(problem, precision)
+            found = launched(problem, precision, gpu)
         shown(errors if to_stdout else screen, found)
         if json is not None:
             write_json(found, json)

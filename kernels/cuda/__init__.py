@@ -1,4 +1,4 @@
-"""The operators on NVIDIA GPUs, compiled by numba-cuda: a plain kernel for each, and fast ones for Hopper.
+"""The operators on NVIDIA GPUs, compiled by numba-cuda: a plain kernel for each, and fast ones from Ampere on.
 
 Every output element is summed by one thread, or by blocks in a fixed order, so the bits do not depend on the order in
 which threads run. The plain kernels (conv, linear, pool, relu, training) have no warp operations and no PTX: they are

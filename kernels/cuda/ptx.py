@@ -1,7 +1,7 @@
-"""What numba-cuda has no words for: PTX instructions as device functions, for Hopper's tensor cores and copy engine.
+"""What numba-cuda has no words for: PTX instructions as device functions, for tensor cores and copies.
 
 Letters as in inline assembly: `f` float32, `r` int32, `l` int64. Addresses in shared memory are int32, in device memory
-int64. Nothing here works in the simulator. Source: PTX ISA 8.4, chapters 9.7.8 (loads, stores, bulk copies), 9.7.12
+int64. Nothing here works in the simulator. Source: PTX ISA 8.4, chapters 9.7.8 (loads, stores, copies), 9.7.12
 (barriers), 9.7.15 (wgmma).
 """
 
@@ -111,6 +111,7 @@ def _dynamic_shared(builder: Any, arguments: list[Any]) -> Any:
 
 dynamic_shared = device_function(types.int32(), _dynamic_shared)
 load_shared = _load(SHARED, types.int32, types.float32, F32)
+load_shared_word = _load(SHARED, types.int32, types.int32, I32)
 load_global = _load(GLOBAL, types.int64, types.float32, F32)
 load_global_word = _load(GLOBAL, types.int64, types.int32, I32)
 store_shared = _store(SHARED, types.int32, types.float32)
@@ -138,6 +139,10 @@ bulk_copy = instruction(
 # Warpgroups that take turns: one waits for its turn, the other gives it; the count is of threads of both.
 turn_wait = instruction("barrier.cta.sync.aligned $0, $1;", "", "rr")
 turn_give = instruction("barrier.cta.arrive.aligned $0, $1;", "", "rr")
+# A thread's copies run by themselves; those until here are one group.
+commit_copies = instruction("cp.async.commit_group;")
+wait_for_copies = instruction("cp.async.wait_all;")
+wait_for_all_but_last_copies = instruction("cp.async.wait_group 1;")
 # What ordinary stores wrote to shared memory, tensor cores and the copy engine see only after this.
 publish_shared = instruction("fence.proxy.async.shared::cta;")
 

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
+import os
 import re
 import struct
 import threading
@@ -17,6 +18,7 @@ from numba import cuda
 from numba.cuda import types
 
 from kernelproof.kernels.jit_cache import cache_folder
+from kernelproof.spec.errors import ParameterError
 
 from ..ptx import store_global_word
 from . import tape
@@ -25,8 +27,10 @@ from .tape import Address, Launch
 
 _FORMATS = {types.int64: "q", types.int32: "i4x", types.float32: "f4x", types.float64: "d"}
 _LOCK = threading.Lock()
-THOUGHT_OF, H200 = -1, 132
-"""The number of a GPU that is only thought of, an H200; its multiprocessors."""
+THOUGHT_OF = {"H200": ((9, 0), 132), "A100": ((8, 0), 108), "A10": ((8, 6), 72), "L4": ((8, 9), 58), "T4": ((7, 5), 40)}
+"""GPUs that are only thought of: compute capability and multiprocessors. Their numbers are -1, -2, ..."""
+OLDER = "KERNELPROOF_COMPUTE_CAPABILITY"
+"""The environment's name for the compute capability of an older GPU, such as 8.6, whose kernels this one is to run."""
 
 
 class Kernel:
@@ -149,15 +153,26 @@ def _driver() -> Any:
 
 
 @functools.cache
-def is_hopper(device: int) -> bool:
-    """Whether the GPU of that number has compute capability 9.0."""
-    return device == THOUGHT_OF or tuple(cuda.gpus[device].compute_capability) == (9, 0)
+def capability(device: int) -> tuple[int, int]:
+    """The compute capability that plans are made for: that of the GPU of that number, or the older one asked for."""
+    own = _thought_of(device)[0] if device < 0 else tuple(cuda.gpus[device].compute_capability)
+    asked = os.environ.get(OLDER)
+    if asked is None:
+        return own
+    if not re.fullmatch(r"\d+\.\d", asked) or (older := tuple(map(int, asked.split(".")))) > own:
+        needed = f"a compute capability up to {own[0]}.{own[1]}, such as 8.6"
+        raise ParameterError("kernels", f"{OLDER}={asked}", needed, "Correct it, or unset it.")
+    return older
 
 
 @functools.cache
 def multiprocessors(device: int) -> int:
     """Of the GPU of that number."""
-    return H200 if device == THOUGHT_OF else cuda.gpus[device].MULTIPROCESSOR_COUNT
+    return _thought_of(device)[1] if device < 0 else cuda.gpus[device].MULTIPROCESSOR_COUNT
+
+
+def _thought_of(device: int) -> tuple[tuple[int, int], int]:
+    return list(THOUGHT_OF.values())[-1 - device]
 
 
 def _check(name: str, result: tuple[Any, ...]) -> Any:

@@ -61,9 +61,9 @@ class Dry:
 
 def dry(
     operator: Operator[...], kernel: Callable[..., Any], shapes: Sequence[tuple[int, ...]], dtype: Any, *args: Any,
-    **kwargs: Any,
+    gpu: str = "H200", **kwargs: Any,
 ) -> Dry:  # fmt: skip
-    """What `kernel` would do for the operator on row-major arrays of these shapes, on an H200.
+    """What `kernel` would do for the operator on row-major arrays of these shapes, on a GPU of this name.
 
     Raises UnsupportedError in the simulator, and what the operator and the kernel raise.
     """
@@ -73,7 +73,7 @@ def dry(
         )
     tape = Tape(is_dry=True)
     with recorded_on(tape):
-        place = _Nowhere("numba", THOUGHT_OF, 0)
+        place = _Nowhere("numba", -1 - list(THOUGHT_OF).index(gpu), 0)
         arrays = [place.empty(shape, dtype) for shape in shapes]
         result = operator.perform(kernel, *arrays, *args, **kwargs)
     outside = sum(each.nbytes for each in (*arrays, result))

@@ -1,1 +1,1 @@
-"""Convolution and its gradients on Hopper's tensor cores: plans, kernels, and how they are launched."""
+"""Convolution and its gradients on tensor cores: plans, kernels, and how they are launched."""

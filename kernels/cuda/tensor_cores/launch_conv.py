@@ -1,9 +1,10 @@
-"""Convolution and its input gradient on Hopper's tensor cores: what is launched, and what is computed again.
+"""Convolution and its input gradient on tensor cores: what is launched, and what is computed again.
 
 `pack` splits the weights and clears the flags; the kernel of implicit_gemm.py computes, on x as it is or as laid_out.py
-lays it out, and where x is scaled each image is looked through for its greatest value first; `again` has the plain
-kernel compute what a NaN, an infinity or a magnitude beyond the split's range took part in. It looks at flags in device
-memory: nothing waits for the host, and nobody pays for values that are not there.
+lays it out, or that of warp_gemm.py where the GPU is no Hopper. Where x is scaled each image is looked through for its
+greatest value first. `again` has the plain kernel compute what a NaN, an infinity or a magnitude beyond the split's
+range took part in: it looks at flags in device memory, nothing waits for the host, and nobody pays for values that are
+not there.
 """
 
 import functools
@@ -13,24 +14,26 @@ from typing import Any, NamedTuple
 
 from ..cuda_cores import launch_direct
 from ..host.arrays import DeviceArray
-from ..host.driver import Kernel, fill_with_zeros, is_hopper, multiprocessors
+from ..host.driver import Kernel, capability, fill_with_zeros, multiprocessors
 from ..relu import in_one_piece
-from . import implicit_gemm, laid_out, pack
+from . import implicit_gemm, laid_out, pack, warp_gemm
 from .again import input_gradient_again, output_again, tiles_of
 from .arithmetic import ARITHMETIC
-from .plan import SHARED_MEMORY, Plan, Problem, explain, plan
+from .plan import Plan, Problem, explain, plan
+from .rungs import Rung, rung_of
 from .slots import SHARES, Block
 
 
 @functools.cache
 def _kernels(block: Block) -> tuple[Kernel, Kernel]:
     """The packing and the convolution of a block, compiled when first launched."""
-    stage = (block.precision, block.rows, block.row, block.channels, block.filters)
+    stage, rung = (block.precision, block.rows, block.row, block.channels, block.filters), block.rung
+    module, features = (warp_gemm, "") if rung.by_warps else (implicit_gemm, "a")
     return (
-        Kernel(f"pack {stage}", pack.kernel_of(*stage), pack.ARGUMENTS, pack.THREADS, "a"),
+        Kernel(f"pack {stage}", pack.kernel_of(*stage), pack.ARGUMENTS, pack.THREADS),
         Kernel(
-            f"implicit_gemm {block}", implicit_gemm.kernel_of(block), implicit_gemm.ARGUMENTS, block.threads,
-            "a", SHARED_MEMORY,
+            f"{module.__name__.rpartition('.')[2]} {block}", module.kernel_of(block), implicit_gemm.ARGUMENTS,
+            block.threads, features, rung.shared_memory,
         ),
     )  # fmt: skip
 
@@ -38,12 +41,17 @@ def _kernels(block: Block) -> tuple[Kernel, Kernel]:
 LEAST_BLOCKS, MOST_BLOCKS = 128, 2048
 """That find the images' greatest values beside the packing: with fewer images, many blocks an image do, later; with
 more, a block for each."""
-_greatest = Kernel("greatest_of_images", pack.greatest_of_images, pack.GREATEST, pack.THREADS, "a")
+_greatest = Kernel("greatest_of_images", pack.greatest_of_images, pack.GREATEST, pack.THREADS)
 
 
 def serves(x: DeviceArray) -> bool:
     """Whether the array's scalars and GPU are the fast kernel's."""
-    return x.dtype.name == "float32" and is_hopper(x.place.device)
+    return x.dtype.name == "float32" and rung(x) is not None
+
+
+def rung(x: DeviceArray) -> Rung | None:
+    """The tensor cores of the array's GPU, if they are the fast kernel's."""
+    return rung_of(capability(x.place.device))
 
 
 def steps(array: DeviceArray) -> tuple[int, ...]:
@@ -113,7 +121,9 @@ def launch(
 ) -> tuple[Plan, DeviceArray]:  # fmt: skip
     """Pack the weights and convolve; the plan, and the flags of what has to be computed again."""
     device, stream = x.place.device, x.place.stream
-    it = plan(problem, precision, multiprocessors(device), rectify)
+    own = rung(x)
+    assert own is not None
+    it = plan(problem, precision, multiprocessors(device), rectify, own)
     packing, convolving = _kernels(it.block)
     workspace = x.place.empty((-(-it.workspace // 4),), "int32")
     flags = DeviceArray(workspace.owner[1 : 1 + it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
@@ -144,10 +154,12 @@ def launch(
 def refusal(x: DeviceArray, problem: Problem, precision: str) -> str | None:
     """Why the fast kernel does not serve a problem; None if it does."""
     if not serves(x):
-        return "float32, compute capability 9.0"
+        return "float32, compute capability 8.0 or more"
     if ARITHMETIC[precision].scaled and not is_dense(x):
         return "each image lies in one piece, to be looked through for its greatest"
-    return explain(problem, precision)
+    own = rung(x)
+    assert own is not None
+    return explain(problem, precision, own)
 
 
 def is_dense(x: DeviceArray) -> bool:

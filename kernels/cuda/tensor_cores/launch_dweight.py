@@ -1,4 +1,4 @@
-"""The weight gradient on Hopper's tensor cores: its plan, what is launched, and what is computed again.
+"""The weight gradient on tensor cores: its plan, what is launched, and what is computed again.
 
 Groups with few channels go to direct.py, those with many to wide_dweight.py; what neither serves is plain.
 """
@@ -16,10 +16,11 @@ from ..cuda_cores import launch_direct
 from ..host.arrays import DeviceArray
 from ..host.driver import Kernel, fill_with_zeros, multiprocessors
 from ..launch import THREADS
-from . import weight_gradient, wide_dweight
+from . import warp_gradient, weight_gradient, wide_dweight
 from .arithmetic import ARITHMETIC
-from .launch_conv import serves, steps
-from .plan import SHARED_MEMORY, division, pitch_of
+from .launch_conv import rung, serves, steps
+from .plan import division, pitch_of
+from .rungs import HOPPER, Rung
 from .weight_gradient import FILTERS, SLOTS, WARPGROUPS, WIDTH, Geometry
 
 ARITHMETIC_OF = {"strict": "strict", "fast": "strict", "tf32": "bf16x4", "fp16": "bf16x4", "bf16": "bf16"}
@@ -36,6 +37,7 @@ class Plan:
     arithmetic: str
     taps: int
     rows_as_warpgroups: bool
+    rung: Rung
     geometry: Geometry
     tiles: int
     shared: int
@@ -47,9 +49,16 @@ class Plan:
 
 
 def plan(
-    dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, precision: str
+    dy: DeviceArray,
+    x: DeviceArray,
+    dweight: DeviceArray,
+    window: Any,
+    groups: int,
+    precision: str,
+    rung: Rung = HOPPER,
 ) -> Plan | None:
     """How the tensor cores compute this gradient; None if they do not."""
+    together = warp_gradient.SLOTS if rung.by_warps else SLOTS
     (_, channels, column, row), filters = dweight.shape, dweight.shape[0] // groups
     apart = window.stride[1] > 1 and window.dilation[1] > 1  # Then every tap is a phase of its own.
     phases = row if apart else min(window.stride[1], row)
@@ -69,11 +78,12 @@ def plan(
             1 + (column_blocks * taps - 1) * tap_step, (phases - 1) * window.dilation[1],
         )  # fmt: skip
         warpgroup_step = window.dilation[0] * pitch if rows_as_warpgroups else 0
-        slots = -(-(SLOTS + 2 * warpgroup_step + (taps - 1) * tap_step) // 8) * 8
+        slots = -(-(together + 2 * warpgroup_step + (taps - 1) * tap_step) // 8) * 8
         width = WIDTH if rows_as_warpgroups else WIDTH * WARPGROUPS
         parts = ARITHMETIC[ARITHMETIC_OF[precision]].parts
-        stage = parts * 2 * (width * slots + FILTERS * SLOTS)
-        stages = min(4, (SHARED_MEMORY - weight_gradient.HEADER) // stage)
+        stage = parts * 2 * (width * slots + FILTERS * together)
+        beside = warp_gradient.raw_bytes(width, slots) if rung.by_warps else weight_gradient.HEADER
+        stages = min(2 if rung.by_warps else 4, (rung.shared_memory - beside) // stage)
         if stages >= 2:
             break
     else:
@@ -82,9 +92,9 @@ def plan(
     row_blocks = 1 if rows_as_warpgroups else column
     tiles = groups * filter_blocks * channel_blocks * row_blocks * phases * column_blocks
     last = ((dy.shape[0] - 1) * rows + dy.shape[2] - 1) * pitch + dy.shape[3]
-    chunks = -(-last // SLOTS)
+    chunks = -(-last // together)
     work = dweight.size * dy.shape[0] * dy.shape[2] * dy.shape[3]
-    padded = tiles * chunks * SLOTS * FILTERS * WIDTH * WARPGROUPS * taps
+    padded = tiles * chunks * together * FILTERS * WIDTH * WARPGROUPS * taps
     if padded > max(64 * work, 2**27) or last + slots >= 2**31:
         return None
     strides = (*steps(x), *steps(dy))
@@ -96,8 +106,7 @@ def plan(
         *division(pitch), slots, tap_step, warpgroup_step, filter_blocks, channel_blocks, row_blocks, phases,
         column_blocks, row, column, chunks, _shares(tiles, chunks, multiprocessors(x.place.device)), stages,
     )  # fmt: skip
-    shared = weight_gradient.HEADER + stages * stage
-    return Plan(ARITHMETIC_OF[precision], taps, rows_as_warpgroups, geometry, tiles, shared)
+    return Plan(ARITHMETIC_OF[precision], taps, rows_as_warpgroups, rung, geometry, tiles, beside + stages * stage)
 
 
 def _shares(tiles: int, chunks: int, blocks: int) -> int:
@@ -107,12 +116,15 @@ def _shares(tiles: int, chunks: int, blocks: int) -> int:
 
 
 @functools.cache
-def _kernels(arithmetic: str, taps: int, rows_as_warpgroups: bool) -> tuple[Kernel, Kernel]:
-    key = (arithmetic, taps, rows_as_warpgroups)
+def _kernels(arithmetic: str, taps: int, rows_as_warpgroups: bool, rung: Rung = HOPPER) -> tuple[Kernel, Kernel]:
+    key, multiplying = (arithmetic, taps, rows_as_warpgroups), weight_gradient
+    threads, features = weight_gradient.THREADS, "a"
+    if rung.by_warps:
+        multiplying, threads, features = warp_gradient, weight_gradient.MULTIPLIERS, ""
     return (
         Kernel(
-            f"weight_gradient {key}", weight_gradient.kernel_of(*key), weight_gradient.ARGUMENTS,
-            weight_gradient.THREADS, "a", SHARED_MEMORY,
+            f"{multiplying.__name__.rpartition('.')[2]} {key}", multiplying.kernel_of(*key), weight_gradient.ARGUMENTS,
+            threads, features, rung.shared_memory,
         ),
         Kernel(
             f"weight_gradient reduce {key[1:]}", weight_gradient.reduce_of(*key[1:]), weight_gradient.REDUCE,
@@ -165,17 +177,19 @@ def conv2d_dweight(
         launch_direct.weight_gradient(dy, x, dweight, window, groups)
         return True
     pixels = x.shape[0] * min(math.prod(x.shape[2:]), math.prod(dy.shape[2:]))
-    if not serves(x) or pixels < LEAST_PIXELS or dweight.size == 0:
+    own = rung(x)
+    if x.dtype.name != "float32" or own is None or pixels < LEAST_PIXELS or dweight.size == 0:
         return False
-    wide = wide_dweight.plan(dy, x, dweight, window, groups, ARITHMETIC_OF[precision], multiprocessors(x.place.device))
+    blocks, arithmetic = multiprocessors(x.place.device), ARITHMETIC_OF[precision]
+    wide = None if own.by_warps else wide_dweight.plan(dy, x, dweight, window, groups, arithmetic, blocks)
     if wide is not None:
         wide_dweight.launch(dy, x, dweight, window, groups, wide)
         return True
-    it = plan(dy, x, dweight, window, groups, precision)
+    it = plan(dy, x, dweight, window, groups, precision, own)
     if it is None:
         return False
     stream, g = x.place.stream, it.geometry
-    multiplying, reducing = _kernels(it.arithmetic, it.taps, it.rows_as_warpgroups)
+    multiplying, reducing = _kernels(it.arithmetic, it.taps, it.rows_as_warpgroups, it.rung)
     workspace = x.place.empty((it.workspace // 4,), "int32")
     flags = DeviceArray(workspace.owner[: it.tiles], workspace.dtype, workspace.place)
     shares = workspace.address + -(-4 * it.tiles // 128) * 128

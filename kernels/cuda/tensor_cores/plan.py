@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from .arithmetic import ARITHMETIC
 from .laid_out import BAND, Layout
 from .pack import Filters
-from .slots import HEADER, PATCHES, SHARES, TABLE, Block, Geometry
+from .rungs import HOPPER, Rung
+from .slots import SHARES, TABLE, Block, Geometry
 
-SHARED_MEMORY = 227 * 1024
-"""Bytes of shared memory that a block may use on Hopper."""
 MOST_STAGES, H200 = 4, 132
 """Stages that are in shared memory at a time; multiprocessors of the GPU that widths were measured on."""
 TURN = 32
 """What a turn costs beside its columns, in columns: filling the stages, writing the results."""
-COLUMNS = (64, 104, 112, 120, 128, 136)
-"""Widths of a wgmma that are compiled; the most columns whose sums and their promotion fit the registers."""
 LEAST_CHANNELS, LEAST_FILTERS, LEAST_TERMS = 48, 65, 256
 """From which on x is laid out beforehand: a band of 64 channels is mostly full, more than one block of filters would
 split the same slots, and products of so many terms make up for laying them out."""
@@ -77,8 +74,7 @@ class Plan:
     @property
     def shared(self) -> int:
         """Bytes of shared memory of a block of threads."""
-        block, g = self.block, self.geometry
-        return HEADER + g.stages * (block.x_bytes(g.slots) + block.weight_bytes) + PATCHES + _table(block)
+        return self.block.shared(self.geometry.slots, self.geometry.stages)
 
     @property
     def pixel_tiles(self) -> int:
@@ -124,8 +120,10 @@ def are_few(slots: int, pixels: int) -> bool:
     return slots < min(MOST_SLOTS * pixels + 2**16, 2**27)
 
 
-def splits(problem: Problem, precision: str) -> list[Block]:
+def splits(problem: Problem, precision: str, rung: Rung = HOPPER) -> list[Block]:
     """The blocks that can serve the problem, the best first: a whole filter, its rows, single taps."""
+    if rung.by_warps:
+        return _splits_by_warps(problem, precision, rung)
     (rows, row), (_, stride_w) = problem.taps, problem.stride
     whole, blocks = (rows, row) == (3, 3) and problem.stride == (1, 1), []
     laid = Block(precision, 1, 1, BAND, 128, side_by_side=False, laid=True)
@@ -171,15 +169,24 @@ def are_gathered(
     return is_small and is_near and reach < 2**29 and (w_c, w_r) == (count * w_s, taps[1] * w_s)
 
 
-def _table(block: Block) -> int:
-    return TABLE if block.gathered else 0
+def _splits_by_warps(problem: Problem, precision: str, rung: Rung) -> list[Block]:
+    """As `splits`. Each stage is there twice and x once more as it came, in less memory: whole filters of few bytes."""
+    (rows, row), (_, stride_w), blocks = problem.taps, problem.stride, []
+    if (rows, row) == (3, 3) and problem.stride == (1, 1):
+        blocks.append(Block(precision, 3, 3, 16, 128, rung=rung))
+    across = -(-row // stride_w)
+    if 1 < across <= 7 and (stride_w == 1 or problem.dilation[1] == 1):
+        blocks.append(Block(precision, 1, across, 16, 128, rung=rung))
+    is_narrow = problem.filters <= 64
+    channels = (32, 16) if problem.channels > 16 else (16,)
+    return [*blocks, *(Block(precision, 1, 1, each, 128, is_narrow, rung=rung) for each in channels)]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A precondition of the fast kernel: what it asks, of the problem and the precision, and why."""
+    """A precondition of the fast kernel: what it asks, of the problem, the precision and the rung, and why."""
 
-    holds: Callable[[Problem, str], bool]
+    holds: Callable[[Problem, str, Rung], bool]
     reason: str
 
 
@@ -198,26 +205,26 @@ def _work(problem: Problem) -> int:
 
 
 ROWS = (
-    Row(lambda p, _: p.images > 0 and p.filters > 0 and min(p.output) > 0, "there is something to compute"),
-    Row(lambda p, _: p.channels > 0 and min(p.taps) > 0, "there is something to sum"),
+    Row(lambda p, *_: p.images > 0 and p.filters > 0 and min(p.output) > 0, "there is something to compute"),
+    Row(lambda p, *_: p.channels > 0 and min(p.taps) > 0, "there is something to sum"),
     Row(
-        lambda p, _: _padded_work(p) <= max(64 * _work(p), 2**27),
+        lambda p, *_: _padded_work(p) <= max(64 * _work(p), 2**27),
         "filled up to 16 channels and 64 filters, it is at most 64 times the work, or little work",
     ),
-    Row(lambda p, precision: _best(p, precision) is not None, "two stages fit into shared memory"),
-    Row(lambda p, precision: _slots(p, precision) < 2**31, "slots are counted in 31 bits"),
+    Row(lambda p, precision, rung: _best(p, precision, rung) is not None, "two stages fit into shared memory"),
+    Row(lambda p, precision, rung: _slots(p, precision, rung) < 2**31, "slots are counted in 31 bits"),
     Row(
-        lambda p, precision: max(map(abs, (*p.x_strides, *p.y_strides, *p.w_strides))) < 2**29,
+        lambda p, *_: max(map(abs, (*p.x_strides, *p.y_strides, *p.w_strides))) < 2**29,
         "strides in bytes are 32-bit numbers",
     ),
 )
-"""What the kernel needs of a problem. Beside it: float32, compute capability 9.0, no simulator."""
+"""What the kernel needs of a problem. Beside it: float32, compute capability 8.0 or more, no simulator."""
 
 
 @functools.lru_cache(4096)
-def explain(problem: Problem, precision: str) -> str | None:
+def explain(problem: Problem, precision: str, rung: Rung = HOPPER) -> str | None:
     """The first precondition that does not hold; None if the fast kernel serves the problem."""
-    return next((row.reason for row in ROWS if not row.holds(problem, precision)), None)
+    return next((row.reason for row in ROWS if not row.holds(problem, precision, rung)), None)
 
 
 def _pitches(problem: Problem, block: Block) -> tuple[int, int]:
@@ -282,9 +289,10 @@ def _slots_of(problem: Problem, block: Block) -> int:
 
 
 def _stages(problem: Problem, block: Block) -> int:
-    stage = block.x_bytes(_slots_of(problem, block)) + block.weight_bytes
+    slots, memory = _slots_of(problem, block), block.rung.shared_memory
     steps = -(-_channels(problem, block) // block.channels) * _phases(problem, block)
-    return min(MOST_STAGES, max(2, steps), (SHARED_MEMORY - HEADER - PATCHES - _table(block)) // stage)
+    most = 2 if block.rung.by_warps else min(MOST_STAGES, max(2, steps))
+    return next((stages for stages in range(most, 0, -1) if block.shared(slots, stages) <= memory), 0)
 
 
 def _channels(problem: Problem, block: Block) -> int:
@@ -298,8 +306,8 @@ def _phases(problem: Problem, block: Block) -> int:
     return (1 if block.rows > 1 else problem.taps[0]) * _phase_columns(problem, block)
 
 
-def _slots(problem: Problem, precision: str) -> int:
-    block = _best(problem, precision)
+def _slots(problem: Problem, precision: str, rung: Rung) -> int:
+    block = _best(problem, precision, rung)
     assert block is not None
     return problem.images * math.prod(_pitches(problem, block)) + _slots_of(problem, block)
 
@@ -311,10 +319,10 @@ def _pixel_tiles(problem: Problem, block: Block) -> int:
 
 
 @functools.lru_cache(4096)
-def _best(problem: Problem, precision: str, multiprocessors: int = H200) -> Block | None:
+def _best(problem: Problem, precision: str, rung: Rung, multiprocessors: int = H200) -> Block | None:
     """The block, and the columns whose tiles fill the multiprocessors' turns best; the fewer columns of two as good."""
-    for block in splits(problem, precision):
-        widths = [dataclasses.replace(block, columns=columns) for columns in COLUMNS if columns <= block.columns]
+    for block in splits(problem, precision, rung):
+        widths = [dataclasses.replace(block, columns=columns) for columns in rung.columns if columns <= block.columns]
         fitting = [each for each in widths if _stages(problem, each) >= 2]
         if fitting:
 
@@ -327,10 +335,10 @@ def _best(problem: Problem, precision: str, multiprocessors: int = H200) -> Bloc
 
 
 @functools.lru_cache(4096)
-def plan(problem: Problem, precision: str, multiprocessors: int, rectify: bool = False) -> Plan:
+def plan(problem: Problem, precision: str, multiprocessors: int, rectify: bool = False, rung: Rung = HOPPER) -> Plan:
     """The work for a problem that `explain` has nothing against."""
-    block = _best(problem, precision, multiprocessors)
-    assert block is not None, explain(problem, precision)
+    block = _best(problem, precision, rung, multiprocessors)
+    assert block is not None, explain(problem, precision, rung)
     return numbers(problem, block, rectify)
 
 

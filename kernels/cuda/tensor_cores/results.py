@@ -1,5 +1,6 @@
 """How sums leave implicit_gemm.py: scaled back, with bias, rectified if asked, through shared memory to rows of y."""
 
+import functools
 from typing import Any
 
 from numba import cuda
@@ -27,16 +28,12 @@ def inverse_of(greatest):
     return power_of_two(254 - scale_exponent(greatest))
 
 
-def storer(block: Block) -> Any:
-    """`store(sums, tile, y, bias, scales, patch, g)`: a warp's rows of a tile, 16 filters of `columns` slots."""
-    columns, filters, pixels, is_scaled = block.columns, block.filters, block.pixels, block.arithmetic.scaled
-    columns_apart, rows_apart = (columns, 0) if block.side_by_side else (0, FILTERS)
-    portion0, portion1, portion2, portion3, portion4 = (portion(columns, i) for i in range(5))
-    count, spread, read = -(-columns // 32), spreader(PATCH), column(PATCH)
+@functools.cache
+def placer(is_scaled: bool) -> Any:
+    """`place_at(slot, last, left, y, scales, g)`: where a lane writes, how many filters, its image's factor."""
 
     @cuda.jit(device=True)
     def place_at(slot, last, left, y, scales, g):
-        """Where a lane's results of a portion go, of how many filters, and its image's factor."""
         n, p, q = place_of(slot, g)
         inside = slot < last and n < g.images and p < g.p and q < g.q
         factor = types.float32(1)
@@ -45,9 +42,17 @@ def storer(block: Block) -> Any:
         at = y + (types.int64(n) * g.y_n + p * g.y_h + q * g.y_w) * 4
         return at, types.int32(left if inside else 0), factor
 
+    return place_at
+
+
+@functools.cache
+def portion_storer(is_scaled: bool) -> Any:
+    """`store_portion(sums, place, patch, lane, bias, upper, lower, g)`: sixteen filters of 32 slots, through the warp's
+    patch, so that a row of the image is written at once."""
+    spread, read = spreader(PATCH), column(PATCH)
+
     @cuda.jit(device=True)
     def store_portion(sums, place, patch, lane, bias, upper, lower, g):
-        """Sixteen filters of 32 slots, through the warp's patch, so that a row of the image is written at once."""
         at, count, factor = place
         if is_scaled:
             sums = scale_rows(sums, upper, lower)
@@ -63,6 +68,44 @@ def storer(block: Block) -> Any:
         scatter(values, at, types.int64(g.y_k) * 4, count)
         cuda.syncwarp()
 
+    return store_portion
+
+
+@functools.cache
+def row_factors(is_scaled: bool) -> Any:
+    """`factors_of(scales, line, lane, g)`: what a lane's two rows of 16 filters, the first of them `line`, are scaled
+    back with."""
+
+    @cuda.jit(device=True)
+    def factors_of(scales, line, lane, g):
+        upper = lower = types.float32(1)
+        if is_scaled:
+            at = scales + types.int64(g.images * SHARES + line + (lane >> 2)) * 4
+            upper = inverse_of(ptx.load_global_word(at))
+            lower = inverse_of(ptx.load_global_word(at + 32))
+        return upper, lower
+
+    return factors_of
+
+
+@cuda.jit(device=True)
+def bring_bias(bias, first, left, lane, patch):
+    """Each filter's bias to its place behind its row of the warp's patch."""
+    if bias != 0 and lane < 16:
+        more = types.float32(0)
+        if lane < left:
+            more = ptx.load_global(bias + types.int64(first + lane) * 4)
+        ptx.store_shared(patch + (lane * PATCH + 32) * 4, more)
+
+
+def storer(block: Block) -> Any:
+    """`store(sums, tile, y, bias, scales, patch, g)`: a warp's rows of a tile, 16 filters of `columns` slots."""
+    columns, filters, pixels, is_scaled = block.columns, block.filters, block.pixels, block.arithmetic.scaled
+    columns_apart, rows_apart = (columns, 0) if block.side_by_side else (0, FILTERS)
+    portion0, portion1, portion2, portion3, portion4 = (portion(columns, i) for i in range(5))
+    count = -(-columns // 32)
+    place_at, store_portion, factors_of = placer(is_scaled), portion_storer(is_scaled), row_factors(is_scaled)
+
     @cuda.jit(device=True)
     def store(sums, tile, y, bias, scales, patch, g):
         lane, warp = types.int32(cuda.threadIdx.x & 31), types.int32((cuda.threadIdx.x >> 5) & 3)
@@ -72,20 +115,12 @@ def storer(block: Block) -> Any:
         left = types.int32(g.filters - filter_)
         if left <= 0:
             return
-        if bias != 0 and lane < 16:  # Each filter's bias stands behind its row of the patch.
-            more = types.float32(0)
-            if lane < left:
-                more = ptx.load_global(bias + types.int64(group * g.filters + filter_ + lane) * 4)
-            ptx.store_shared(patch + (lane * PATCH + 32) * 4, more)
+        bring_bias(bias, group * g.filters + filter_, left, lane, patch)
         slot = types.int32(pixel_tile * pixels + warpgroup * columns_apart)
         last = types.int32(slot + columns)
         slot += lane
-        upper = lower = types.float32(1)
-        if is_scaled:
-            line = g.images * SHARES + group * g.filter_blocks * filters + filter_ + (lane >> 2)
-            at = scales + types.int64(line) * 4
-            upper = inverse_of(ptx.load_global_word(at))
-            lower = inverse_of(ptx.load_global_word(at + 32))
+        line = group * g.filter_blocks * filters + filter_
+        upper, lower = factors_of(scales, line, lane, g)
         y += types.int64(group * g.filters + filter_) * g.y_k * 4
         place = place_at(slot, last, left, y, scales, g)
         # The next portion's factor is on its way while one is stored.

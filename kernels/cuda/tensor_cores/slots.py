@@ -3,13 +3,14 @@
 All images, with their shared padding, lie end to end in one row of slots: slot `(n*rows + h)*pitch + w`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from numba import cuda
 from numba.cuda import types
 
-from .arithmetic import ARITHMETIC, Arithmetic, greatest_of_eight
+from .arithmetic import ARITHMETIC, CHANNELS, Arithmetic, greatest_of_eight
+from .rungs import HOPPER, Rung
 
 MULTIPLIERS, LOADERS = 256, 256
 FILTERS = 64
@@ -26,7 +27,7 @@ TABLE = 2048
 
 @dataclass(frozen=True)
 class Block:
-    """What is compiled: an arithmetic, the taps and channels of a stage, the columns of a wgmma.
+    """What is compiled: an arithmetic, the taps and channels of a stage, the columns of a warpgroup.
 
     `side_by_side` warpgroups take different pixels and the same 64 filters; else the same pixels and 128 filters.
     `laid`: x is laid out beforehand, and a stage is one tap of a band of 64 channels. `gathered`: every tap of every
@@ -41,9 +42,12 @@ class Block:
     side_by_side: bool = True
     laid: bool = False
     gathered: bool = False
+    rung: Rung = field(default=HOPPER, repr=False)
 
     @property
     def threads(self) -> int:
+        if self.rung.by_warps:
+            return MULTIPLIERS
         return MULTIPLIERS + (128 if self.laid else LOADERS)
 
     @property
@@ -73,6 +77,15 @@ class Block:
     def x_bytes(self, slots: int) -> int:
         """Of a stage."""
         return -(-self.arithmetic.parts * self.groups * slots * 16 // 128) * 128
+
+    def raw_bytes(self, slots: int) -> int:
+        """Of x as it comes, where warps bring it themselves: each slot's channels, and its image's greatest value."""
+        return self.channels // CHANNELS * slots * 4 * (CHANNELS + 1) if self.rung.by_warps else 0
+
+    def shared(self, slots: int, stages: int) -> int:
+        """Bytes of shared memory of a block of threads."""
+        stage = self.x_bytes(slots) + self.weight_bytes // (self.rows if self.rung.by_warps else 1)
+        return HEADER + stages * stage + PATCHES + self.raw_bytes(slots) + (TABLE if self.gathered else 0)
 
 
 class Geometry(NamedTuple):

@@ -16,7 +16,8 @@ from . import laid_out, wide_gradient
 from .arithmetic import ARITHMETIC, LOWEST_FACTOR
 from .laid_out import BAND, UNIT, Layout
 from .launch_conv import steps
-from .plan import SHARED_MEMORY, are_few, division, pitch_of
+from .plan import are_few, division, pitch_of
+from .rungs import HOPPER
 from .slots import HEADER
 from .wide_gradient import CHANNELS_OF_TILE, FILTERS, Geometry
 
@@ -90,7 +91,7 @@ def plan(
     slots = -(-(together + (taps - 1) * dilation_w + before) // 8) * 8
     x_slots, y_slots = (chunks - 1) * together + (down * pitch + across) // 8 * 8 + slots, chunks * together
     x_bytes, y_bytes = wide_gradient.stage_bytes(ARITHMETIC[arithmetic], taps, slots)
-    stages = min(4, (SHARED_MEMORY - HEADER) // (x_bytes + y_bytes))
+    stages = min(4, (HOPPER.shared_memory - HEADER) // (x_bytes + y_bytes))
     x_bands, y_bands = -(-channels // BAND), -(-filters // BAND)
     pixels = dy.shape[0] * max(math.prod(dy.shape[2:]), math.prod(x.shape[2:]))
     if stages < 2 or max(map(abs, (*steps(x), *steps(dy)))) >= 2**29 or not are_few(x_slots, pixels):
@@ -150,7 +151,7 @@ def _kernels(arithmetic: str, taps: int) -> tuple[Kernel, Kernel, Kernel]:
         laid_out.kernel(arithmetic, LOWEST_FACTOR if ARITHMETIC[arithmetic].lowest else 0.0),
         Kernel(
             f"wide_gradient {arithmetic, taps}", wide_gradient.kernel_of(arithmetic, taps), wide_gradient.ARGUMENTS,
-            threads, "a", SHARED_MEMORY,
+            threads, "a", HOPPER.shared_memory,
         ),
         Kernel(
             f"wide_gradient reduce {taps}", wide_gradient.reduce_of(taps), wide_gradient.REDUCE, wide_gradient.REDUCERS,
