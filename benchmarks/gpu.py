@@ -293,13 +293,15 @@ def main() -> None:
     def write() -> None:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
+    # What is measured is kept, whatever becomes of the rest.
+    for kind, measured in (("training", training), ("inference", inference)):
+        result[kind] = []
+        for batch in (256, 4096):
+            result[kind].append(measured(batch, not options.no_compile))
+            write()
     for shape in SHAPES[: options.shapes]:
         result["convolutions"] += measure(shape)
-    write()  # The convolutions are kept whatever becomes of the rest.
-    result["training"] = [training(batch, not options.no_compile) for batch in (256, 4096)]
-    write()
-    result["inference"] = [inference(batch, not options.no_compile) for batch in (256, 4096)]
-    write()
+        write()
 
 
 if __name__ == "__main__":
