@@ -159,7 +159,7 @@ def _blocks(tasks: int, cost: int, workers: int) -> Iterator[tuple[int, int]]:
 
 def threads() -> int:
     """How many threads a launch may run on."""
-    return min(numba.get_num_threads(), _threads or MOST)
+    return min(numba.get_num_threads(), _threads.get() or MOST)
 
 
 def ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
