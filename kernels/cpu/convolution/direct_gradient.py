@@ -33,8 +33,11 @@ _SUMS = 2**21
 _PARTS = 8
 """Parts that the images are divided into, if there are so many and their sums are small enough."""
 
-_MERGED = 8
-"""Below so many channels, a row of taps and their channels, which lie side by side, fill the tile together."""
+_MERGED = min(8, LANES + 1)
+"""Below so many channels, a row of taps and their channels, which lie side by side, fill the tile together.
+
+They are one vector at most: what a second one has too many would fall on the next column's first channels.
+"""
 
 
 def used(channels: int) -> float:
