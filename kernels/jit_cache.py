@@ -1,8 +1,8 @@
 """Where compiled kernels are kept between runs.
 
-numba notices an edited file, but not an edit to a helper in another file, and would go on serving the stale kernel. So
-the folder is named after the hash of all kernel sources. What it holds are pickles, which run code when they are
-loaded: nobody but the owner may write there.
+numba notices an edited file, but not an edit to a helper in another file, nor that it is told to optimise otherwise
+(`NUMBA_OPT`), and would go on serving the stale kernel. So the folder is named after the hash of all kernel sources and
+of that. What it holds are pickles, which run code when they are loaded: nobody but the owner may write there.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def cache_folder() -> Path | None:
     try:
         users = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")
         home = (Path(users) if users else Path.home() / ".cache") / "kernelproof"
-        folder = home / sources_hash()
+        folder = home / _state()
         for each in (home, folder):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _is_private(each):
@@ -55,6 +55,13 @@ def cache_folder() -> Path | None:
     except (OSError, RuntimeError):  # Path.home() raises RuntimeError where there is no home.
         return None
     return folder
+
+
+def _state() -> str:
+    """Names what machine code depends on, beside what numba itself tells apart."""
+    config = numba.config
+    settings = int(config.OPT), config.LOOP_VECTORIZE, config.SLP_VECTORIZE
+    return hashlib.sha256(repr((sources_hash(), settings)).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -280,6 +280,14 @@ def test_an_edit_to_any_kernel_source_changes_the_cache_folder(home, tmp_path):
     assert len(folders) == 1 + len(list((tmp_path / "sources").rglob("*.py")))
 
 
+def test_what_is_optimised_less_is_kept_apart(home, monkeypatch):
+    folder = jit_cache.cache_folder()
+    monkeypatch.setattr("numba.config.OPT", 0)
+    assert jit_cache.cache_folder() != folder
+    monkeypatch.setattr("numba.config.OPT", 3)
+    assert jit_cache.cache_folder() == folder
+
+
 def test_caches_unused_for_long_are_removed(home):
     old, recent = home / "0123456789abcdef", home / "fedcba9876543210"
     for folder in (old, recent):
