@@ -84,7 +84,8 @@ def through_registers(block: Block) -> Any:
 
     @cuda.jit(device=True)
     def half_of(item, g):
-        return types.int32(types.uint32(item) // types.uint32(g.slots)) if halves > 1 else types.int32(0)
+        # No division: an item beyond the last has a half too, whose taps are looked up in the table all the same.
+        return types.int32(1 if halves > 1 and item >= g.slots else 0)
 
     @cuda.jit(device=True)
     def spot_of(x, scales, flags, tile, item, items, a, b, g):
