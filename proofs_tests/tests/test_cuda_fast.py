@@ -30,9 +30,9 @@ pytestmark = [
 NAMES = (
     "cuda_cores.elementwise", "cuda_cores.few_outputs", "cuda_cores.first_block", "cuda_cores.launch_direct",
     "cuda_cores.pool_by_twos", "cuda_cores.update", "host.driver", "host.dry", "tensor_cores.again",
-    "tensor_cores.launch_conv", "tensor_cores.launch_dweight", "tensor_cores.plan", "tensor_cores.rungs",
-    "tensor_cores.slots", "tensor_cores.warp_gradient", "tensor_cores.weight_gradient", "tensor_cores.wide_dweight",
-    "tensor_cores.wide_gradient",
+    "tensor_cores.launch_conv", "tensor_cores.launch_dweight", "tensor_cores.loaders", "tensor_cores.plan",
+    "tensor_cores.rungs", "tensor_cores.slots", "tensor_cores.warp_gradient", "tensor_cores.weight_gradient",
+    "tensor_cores.wide_dweight", "tensor_cores.wide_gradient",
 )  # fmt: skip
 
 
@@ -63,7 +63,8 @@ def fast_kernels() -> Iterator[Any]:
     for block in blocks:
         pack, convolve = m.launch_conv._kernels(block)
         # 68 sums in each of two tuples, and the scales of images or where taps lie, leave a few registers too few.
-        spills = 288 if block.arithmetic.scaled or block.gathered else 96
+        needs = (block.arithmetic.scaled, block.gathered)
+        spills = 312 if all(needs) else 288 if any(needs) else 96
         yield pytest.param(convolve, spills, id=convolve.name)
         yield pytest.param(pack, 0, id=pack.name)
     for key in (("strict", 3, True), ("strict", 1, False), ("bf16x4", 2, False), ("bf16", 3, False)):
@@ -218,6 +219,16 @@ def carry_out(it: Any, problem: Any, x: np.ndarray, weight: np.ndarray, y: np.nd
                 y.reshape(-1)[
                     pixel + n * g.y_n + (group * g.filters + k) * g.y_k + p * g.y_h + q * g.y_w
                 ] = total  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [64, 104, 136])
+def test_every_thread_looks_taps_up_within_the_table(columns: int) -> None:
+    m = modules()
+    block = m.slots.Block("fast", 1, 1, 32, columns, side_by_side=False, gathered=True)
+    halves, slots, together = block.channels // 16, block.pixels, 2 * m.slots.LOADERS
+    items = -(-halves * slots // together) * together  # Those that no thread keeps among them.
+    firsts = {16 * int(m.loaders.half_of.py_func(item, slots, halves)) for item in range(items)}
+    assert firsts == {0, block.channels - 16}
 
 
 RUNGS = ("HOPPER", "AMPERE", "ADA")

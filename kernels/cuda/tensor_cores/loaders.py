@@ -7,6 +7,7 @@ only from tile to tile, or from phase to phase, and is found only then.
 
 from typing import Any
 
+import numpy as np
 from numba import cuda
 from numba.cuda import types
 
@@ -75,6 +76,12 @@ def next_step(pair, chunk, a, b, tile, pairs, g):
     return pair, chunk, a, b, tile, moved
 
 
+@cuda.jit(device=True)
+def half_of(item, slots, halves):
+    """Which sixteen of a stage's channels an item is. Threads without an item look taps up as well: for the last."""
+    return np.int32(1) if halves > 1 and item >= slots else np.int32(0)
+
+
 def through_registers(block: Block) -> Any:
     """`bring(x, packed, scales, flags, shared, x_bytes, g)`: the loaders' part where x is as it came."""
     weight_bytes, is_scaled, is_gathered = block.weight_bytes, block.arithmetic.scaled, block.gathered
@@ -83,16 +90,11 @@ def through_registers(block: Block) -> Any:
     split = splitter(block.arithmetic, block.arithmetic.lowest)
 
     @cuda.jit(device=True)
-    def half_of(item, g):
-        # No division: an item beyond the last has a half too, whose taps are looked up in the table all the same.
-        return types.int32(1 if halves > 1 and item >= g.slots else 0)
-
-    @cuda.jit(device=True)
     def spot_of(x, scales, flags, tile, item, items, a, b, g):
         """Where an item lies in x: its address, row and column, how many channels there are, its image's factor, and
         the step to the next channel. Outside of the image its channels are all the zero that stands before the flags.
         """
-        half = half_of(item, g)
+        half = half_of(item, g.slots, halves)
         pixel_tile, group, _ = tile_of(tile, g)
         n, row, column = place_of(types.int32(pixel_tile * pixels + item - half * g.slots), g)
         h, w = types.int32(row * g.stride_h - g.top), types.int32(column * g.stride_w - g.left)
@@ -119,7 +121,12 @@ def through_registers(block: Block) -> Any:
         address, h, w, left, _, step = spot
         if is_gathered:
             return gather_taps(
-                address, h, w, g.height, g.width, table + (chunk * block_channels + half_of(item, g) * CHANNELS) * 8
+                address,
+                h,
+                w,
+                g.height,
+                g.width,
+                table + (chunk * block_channels + half_of(item, g.slots, halves) * CHANNELS) * 8,
             )
         first = types.int32(chunk * block_channels)
         address += types.int64(first) * step
@@ -132,7 +139,7 @@ def through_registers(block: Block) -> Any:
         """Split an item and store it to a stage; not zero if it holds what is not ordinary."""
         if item >= items:
             return types.int32(0)
-        half = half_of(item, g)
+        half = half_of(item, g.slots, halves)
         at = stage + half * subgroups * group_step + (item - half * g.slots) * 16
         return split(scale(values, spot[4]) if is_scaled else values, types.int32(at), part_step, group_step)
 
