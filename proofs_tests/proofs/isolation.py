@@ -81,7 +81,7 @@ class Isolated:
         with contextlib.suppress(BrokenPipeError):  # The child is dead: the answer will not come, and tells.
             self._connection.send((law.name, problem))
         if not self._connection.poll(self._time_limit):
-            self._end()
+            self._end(patience=0)
             self.hung = problem
 
     def _start(self) -> None:
@@ -102,11 +102,13 @@ class Isolated:
         # Functions of __main__ and lambdas are kernels too: the standard pickle would refuse them.
         return cloudpickle.dumps(self._subject)
 
-    def _end(self) -> None:
+    def _end(self, patience: float = 5) -> None:
+        """End the child: by itself, so that it leaves nothing behind, or after so many seconds by force."""
         if self._process is not None:
+            self._connection.close()
+            self._process.join(patience)
             self._process.kill()
             self._process.join()
-            self._connection.close()
             self._process = None
 
     def _end_of_child(self) -> str:
