@@ -24,13 +24,14 @@ GOALS = {
 
 REASONS = """\
 Where we are slower than cuDNN's float32: it has Winograd for 3x3 filters on small images, which does with less than
-half of the products what we do with six bfloat16 ones each. First layers of 3 channels, with 7x7 or strided filters,
-leave tensor cores mostly empty, and are computed without: loads limit them, not products. Goals are missed for two
-reasons. A product of float32 accuracy takes six bfloat16 products, or three float16 ones, and tensor cores reach 77 to
-92% of their peak in the kernels whose operands are laid out, 62 to 75% in the others (Nsight Compute): what loads and
-splits x shares the multiprocessor with what multiplies. And around it stand launches of 2 to 10 us: operands split or
-laid out, shares added, special values looked for; in *fast* also each image's greatest value, which costs what the
-cheaper products save."""
+half of the products what we do with six bfloat16 ones each. First layers of 3 channels fill tensor cores once all taps
+are gathered as channels of their own, which forward does; their gradients are computed without, and loads limit them.
+Goals are missed for two reasons. A product of float32 accuracy takes six bfloat16 products, or three float16 ones, and
+tensor cores reach 77 to 92% of their peak in the kernels whose operands are laid out, 62 to 75% in the others (Nsight
+Compute, 2026-11-20): what loads and splits x, and what stores y, shares the multiprocessor with what multiplies. Of the
+first row's 50 us of products in *fast*, 36 are left without stores, and 30 without loads and stores. And around it stand
+launches of 2 to 10 us: operands split or laid out, shares added, special values looked for; in *fast* also each image's
+greatest value."""
 
 
 def goals_of(row: Mapping[str, Any]) -> dict[str, float]:
