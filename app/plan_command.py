@@ -47,7 +47,7 @@ def plan(
     groups: int = 1,
     dtype: Literal["float32", "float64"] = "float32",
     backend: Literal["cpu", "cuda"] = "cpu",
-    gpu: Literal["H200", "A100", "A10", "L4", "T4"] = "H200",
+    gpu: Literal["H200", "A100", "A10", "L4", "T4"] | None = None,
     precision: Precision = "strict",
     workspace_limit: int | None = None,
     measure: bool = False,
@@ -80,7 +80,7 @@ def plan(
     backend
         Where it is computed. For cuda no GPU is needed.
     gpu
-        Of --backend cuda: whose kernels are told.
+        Whose kernels --backend cuda tells. Left out: those of an H200.
     precision
         What rounding is allowed.
     workspace_limit
@@ -96,13 +96,17 @@ def plan(
     given = {"stride": stride, "padding": padding, "dilation": dilation}
     options = {name: _option(name, text) for name, text in given.items()} | {"groups": groups}
     problem = _problem(operator, _sizes("x", x, 4), _sizes("weight", weight, 4), options, dtype)
+    if gpu is not None and backend != "cuda":
+        raise ParameterError(
+            "plan", f"--gpu {gpu} with --backend {backend}", "--backend cuda", "Add it, or leave --gpu out."
+        )
     if backend == "cuda":
         from .cuda_plan import launched, shown
 
         if measure:
             raise ParameterError("plan", "--measure with --backend cuda", "one of them", "Leave --measure out.")
         with at_most(workspace_limit):
-            found = launched(problem, precision, gpu)
+            found = launched(problem, precision, gpu or "H200")
         shown(errors if to_stdout else screen, found)
         if json is not None:
             write_json(found, json)

@@ -35,7 +35,9 @@ class TrainConfig:
     momentum: float = 0.9
     seed: int = 0
     loss_scale: LossScale | None = None
-    """Mixed precision: layers see float16 copies of images and parameters, gradients are taken at this scale."""
+    """Mixed precision: layers see float16 copies of images and parameters, gradients are taken at this scale.
+
+    For chains on the specification or compiled for CUDA: the CPU kernels take float32 and float64."""
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from kernelproof.spec import ParameterError
 
-from .jobs import kept
+from .jobs import APART_LIMIT, kept
 from .laws import LAWS, LawBroken
 from .problems import Problem
 from .report import Report, versions
@@ -94,12 +94,14 @@ def known(cases: Iterable[Case], kernel: str) -> dict[tuple[str, str], tuple[Pro
 def replay(case: Case, kernel: Any, time_limit: float | None = None) -> LawBroken | None:
     """How the kernel breaks the case's law today, None if it holds; with a time limit in a process of its own.
 
+    So are laws that a kernel may die of.
+
     Raises UnsupportedError or NotImplementedError if the kernel declines the problem.
     """
     problem = case.problem_again()
     declared = {"supports": case.supports, "layouts": case.layouts, "threads": case.threads}
     subject = subject_for(problem, kernel, dtypes=case.dtypes or None, **declared)
-    with kept(subject, time_limit) as check:
+    with kept(subject, time_limit or (APART_LIMIT if LAWS[case.law].apart else None)) as check:
         try:
             check(LAWS[case.law], problem)
         except LawBroken as broken:

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from types import ModuleType
@@ -20,6 +21,9 @@ from .judging import told
 from .laws import LAWS, Law, LawBroken, Observation
 from .problems import Problem
 from .subject import Subject
+
+_STARTING = threading.Lock()
+"""Held while a child is started: what is set aside for that belongs to the whole process."""
 
 
 class Isolated:
@@ -43,6 +47,8 @@ class Isolated:
 
     def __call__(self, law: Law, problem: Problem) -> Observation:
         """Check the law in the child; raises what the check raised there, LawBroken if the kernel ended the child."""
+        if why := self.refusal():
+            raise NotImplementedError(why)
         # Each hang costs the whole time limit, so it is not shrunk: the case that hung stands.
         if self.hung is None:
             self._ask(law, problem)
@@ -53,7 +59,7 @@ class Isolated:
             raise LawBroken(message, problem)
         try:
             outcome = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             raise LawBroken(
                 f"{problem.operator}: the kernel ended its process ({self._end_of_child()})", problem
@@ -78,23 +84,23 @@ class Isolated:
         """Send the problem and wait for an answer; `hung` afterwards if none came."""
         if self._process is None or not self._process.is_alive():
             self._start()
-        with contextlib.suppress(BrokenPipeError):  # The child is dead: the answer will not come, and tells.
+        with contextlib.suppress(ConnectionError):  # The child is dead: the answer will not come, and tells.
             self._connection.send((law.name, problem))
-        if not self._connection.poll(self._time_limit):
-            self._end(patience=0)
-            self.hung = problem
+            if not self._connection.poll(self._time_limit):
+                self._end(patience=0)
+                self.hung = problem
 
     def _start(self) -> None:
         # What was set since the server began is set in the child too.
-        pickled = self._pickled
+        pickled, self._refusal = self._pickled, ""
         self._connection, theirs = _context().Pipe()
         arguments = pickled, dict(os.environ), theirs
         self._process = _context().Process(target=_serve, args=arguments, daemon=True)
-        with _as_no_daemon(), _as_no_script():
+        with _STARTING, _as_no_daemon(), _as_no_script():
             self._process.start()
         theirs.close()
         # Starting is not the kernel's time.
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, ConnectionError):
             self._refusal = self._connection.recv()
 
     @functools.cached_property
@@ -113,7 +119,12 @@ class Isolated:
 
     def _end_of_child(self) -> str:
         status = self._process.exitcode
-        return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+        if status >= 0:
+            return f"exit status {status}"
+        try:
+            return signal.Signals(-status).name
+        except ValueError:  # One of the real-time signals between those that have names.
+            return f"signal {-status}"
 
 
 @functools.cache
@@ -165,11 +176,11 @@ def _serve(pickled: bytes, environment: dict[str, str], connection: Connection) 
     while True:
         try:
             law, problem = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, ConnectionError, KeyboardInterrupt):
             return
         try:
             connection.send(_outcome(LAWS[law], subject, problem))
-        except BrokenPipeError:  # The parent is gone: nobody waits for the answer.
+        except ConnectionError:  # The parent is gone: nobody waits for the answer.
             return
 
 

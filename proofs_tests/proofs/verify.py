@@ -153,5 +153,5 @@ def check(
     if law not in LAWS:
         raise ParameterError("check", f"law {law!r}", f"one of {', '.join(LAWS)}", "Correct the name.")
     subject = subject_for(problem, kernel, dtypes=dtypes, supports=supports, layouts=layouts, threads=threads)
-    with kept(subject, APART_LIMIT if LAWS[law].apart else None) as hold:
-        hold(LAWS[law], problem)
+    with kept(subject, APART_LIMIT if LAWS[law].apart else None) as check_one:
+        check_one(LAWS[law], problem)

@@ -82,3 +82,13 @@ def test_an_interval_without_overflow_doubles_the_scale() -> None:
     assert float(step.loss_scale) == 2
     step(x, target)
     assert float(step.loss_scale) == 4
+
+
+def test_the_scale_stays_a_number() -> None:
+    torch = pytest.importorskip("torch")
+    chain, parameters, x, target = linear()
+    step = step_of(chain, parameters, x, target, half=torch.bfloat16)
+    step.loss_scale.fill_(2.0**126)
+    step._since.fill_(step.INTERVAL - 1)
+    step(x, target)
+    assert float(step.loss_scale) == 2.0**126

@@ -209,7 +209,7 @@ def _together(problem: Problem) -> int:
 def serves(problem: Problem) -> bool:
     """Whether direct.py would compute the convolution, and windows of four pixels are whole and fit the registers."""
     (rows, row), (p, q) = problem.taps, problem.output
-    if launch_direct._kind(problem) != "channels" or problem.groups > 1 or p % 2 + q % 2 > 0:
+    if launch_direct.kind_of(problem) != "channels" or problem.groups > 1 or p % 2 + q % 2 > 0:
         return False
     if (problem.stride, problem.dilation) != ((1, 1), (1, 1)) or problem.images * problem.filters * p * q >= 2**31:
         return False

@@ -32,7 +32,7 @@ def _padded(taps: int) -> int:
     return -(-taps // 4) * 4
 
 
-def _kind(problem: Problem) -> str | None:
+def kind_of(problem: Problem) -> str | None:
     """Which kernel serves the problem, "channels" or "filters" being few; None if none does."""
     taps, pixels = math.prod(problem.taps), problem.images * math.prod(problem.output)
     if min(problem.images, problem.groups, problem.channels, problem.filters, *problem.output, *problem.taps) < 1:
@@ -57,7 +57,7 @@ def _staged_filters(problem: Problem) -> int:
 
 def serves(problem: Problem) -> bool:
     """Whether few channels or few filters make the direct kernels the faster ones."""
-    return _kind(problem) is not None
+    return kind_of(problem) is not None
 
 
 def _together(problem: Problem) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def convolve(
     first_pixel: int = 0, first_tap: int = 0, rectify: bool = False,
 ) -> None:  # fmt: skip
     """Launch the kernel for a problem that it serves."""
-    kind = _kind(problem)
+    kind = kind_of(problem)
     assert kind is not None
     filters = _staged_filters(problem) if kind == "filters" else problem.filters
     lines = problem.groups * problem.filters // filters

@@ -159,8 +159,10 @@ def capability(device: int) -> tuple[int, int]:
     asked = os.environ.get(OLDER)
     if asked is None:
         return own
-    if not re.fullmatch(r"\d+\.\d", asked) or (older := tuple(map(int, asked.split(".")))) > own:
-        needed = f"a compute capability up to {own[0]}.{own[1]}, such as 8.6"
+    older = tuple(map(int, asked.split("."))) if re.fullmatch(r"\d+\.\d", asked) else None
+    # Hopper's own instructions are on no later GPU.
+    if older is None or older > own or (older == (9, 0) and own != older):
+        needed = f"a compute capability up to {own[0]}.{own[1]}, 9.0 on Hopper alone, such as 8.6"
         raise ParameterError("kernels", f"{OLDER}={asked}", needed, "Correct it, or unset it.")
     return older
 

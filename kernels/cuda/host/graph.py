@@ -23,7 +23,8 @@ class TrainingStep:
 
     Mixed precision: with `half`, torch.float16 or torch.bfloat16, the chain sees copies of that type, and gradients are
     taken at `loss_scale`, a tensor that starts at 2**16. A step whose gradients overflow changes nothing but the scale,
-    which is halved; INTERVAL steps without one double it. Source: as for `kernelproof.models.LossScale`.
+    which is halved down to 1; INTERVAL steps without one double it, up to 2**126. Look at it now and then: at 1 all
+    steps may be skipped. Source: as for `kernelproof.models.LossScale`.
     """
 
     INTERVAL = 2000
@@ -98,7 +99,7 @@ class TrainingStep:
         self._since.copy_(torch.where(finite, self._since + 1, 0))
         grown = self._since == self.INTERVAL
         factor = torch.where(finite, torch.where(grown, 2.0, 1.0), 0.5)
-        self.loss_scale.copy_((self.loss_scale * factor).clamp(min=1.0))
+        self.loss_scale.copy_((self.loss_scale * factor).clamp(min=1.0, max=2.0**126))
         self._since.masked_fill_(grown, 0)
         return loss
 

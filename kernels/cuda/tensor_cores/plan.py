@@ -320,7 +320,7 @@ def _pixel_tiles(problem: Problem, block: Block) -> int:
 
 @functools.lru_cache(4096)
 def _best(problem: Problem, precision: str, rung: Rung, multiprocessors: int = H200) -> Block | None:
-    """The block, and the columns whose tiles fill the multiprocessors' turns best; the fewer columns of two as good."""
+    """The block, and the columns whose tiles fill the multiprocessors' turns best; the first of two as good."""
     for block in splits(problem, precision, rung):
         widths = [dataclasses.replace(block, columns=columns) for columns in rung.columns if columns <= block.columns]
         fitting = [each for each in widths if _stages(problem, each) >= 2]

@@ -21,7 +21,7 @@ class Rung:
 HOPPER = Rung(227 * 1024, (64, 104, 112, 120, 128, 136), by_warps=False)
 """The most columns whose sums and their promotion fit a warpgroup's registers are 136."""
 AMPERE = Rung(163 * 1024, (128, 96, 64), by_warps=True)
-"""Of widths that take as many turns the first is taken: 128 columns took 164 us where 96 took 169 (bf16x6, an H200)."""
+"""Of widths whose turns cost as much the first is taken: 128 columns took 164 us, 96 took 169 (bf16x6, an H200)."""
 ADA = Rung(99 * 1024, AMPERE.columns, by_warps=True)
 """Also what every later GPU has at least."""
 
