@@ -90,7 +90,8 @@ REASONS: Sequence[Reason] = (
         "Which of two ways sums, each in an order of its own within the same bound.", "speed",
     ),
     Reason(
-        ".*/pixel_(gradient|vectors).py", r"^found.append\(", "", "Which tile is the fastest: each is right.", "speed",
+        ".*/pixel_(gradient|vectors).py", r"^(blocks = |found.append\()", "",
+        "Which tile is the fastest: each is right.", "speed",
     ),
     Reason(
         ".*/sweep.py", "first_column - first", r"first_column (>>|<<|\+|\||\^) first",
