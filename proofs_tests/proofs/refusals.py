@@ -92,6 +92,17 @@ def survives_impossible_sizes(kernel: Kernel, problem: Problem) -> Observation:
     return Observation()
 
 
+@law("L9", "real", ["relu.dx", "sgd"], needs=checked)
+def takes_one_array_for_two_arguments(kernel: Kernel, problem: Problem) -> Observation:
+    """Arguments that are one array give the same bits as equal arrays of their own."""
+    arrays = problem.arrays()
+    first = next(iter(arrays))
+    right = evaluate(kernel, problem, {name: arrays[first].copy() for name in arrays})
+    came = evaluate(kernel, problem, dict.fromkeys(arrays, arrays[first]))
+    same_bits(problem, right, came, "when its arguments are one array")
+    return Observation()
+
+
 def _wrong_calls(problem: Problem) -> Iterator[Call]:
     """Calls that may be wrong: the specification says which are."""
     arrays = problem.arrays()

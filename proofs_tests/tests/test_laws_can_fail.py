@@ -172,6 +172,13 @@ _threads = [1]
 _slots: dict[Any, Any] = {}
 
 
+@breaks("takes_one_array_for_two_arguments", "sgd")
+def updates_in_place(parameter: Any, gradient: Any, velocity: Any, **rates: Any) -> Any:
+    if parameter is gradient:
+        return parameter.copy(), velocity.copy()
+    return spec.sgd(parameter, gradient, velocity, **rates)
+
+
 @breaks("keeps_apart_what_was_one_array", "sgd")
 def remembers_which_arrays_were_one(*arrays: Any, **rates: Any) -> Any:
     key = arrays[0].shape, arrays[0].dtype, repr(rates)

@@ -135,7 +135,9 @@ def splits(problem: Problem, precision: str, rung: Rung = HOPPER) -> list[Block]
     if many and not whole and ARITHMETIC[precision].kind != "tf32":
         blocks.append(laid)
     if is_gathered(problem):
-        blocks.append(Block(precision, 1, 1, 32, 136, problem.filters <= 64, gathered=True))
+        # Where images have scales, 136 columns and the taps' places do not fit the registers.
+        columns = 128 if ARITHMETIC[precision].scaled else 136
+        blocks.append(Block(precision, 1, 1, 32, columns, problem.filters <= 64, gathered=True))
     if rows == row == 1:
         channels = 32 if problem.channels > 16 else 16
         return [*blocks, Block(precision, 1, 1, channels, 128, side_by_side=problem.filters <= 64)]
