@@ -225,7 +225,7 @@ def main(
         write_whole(folder / "cpu.json", json.dumps(data, indent=1).encode())
         write_page(data, folder)
     print(f"Written: {folder / 'cpu.md'}; of {bench.samples.taken} samples {bench.samples.rejected} were taken again")
-    return bool(bench.wrong)
+    return int(bool(bench.wrong))
 
 
 if __name__ == "__main__":

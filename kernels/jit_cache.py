@@ -1,8 +1,9 @@
 """Where compiled kernels are kept between runs.
 
-numba notices an edited file, but not an edit to a helper in another file, nor that it is told to optimise otherwise
-(`NUMBA_OPT`), and would go on serving the stale kernel. So the folder is named after the hash of all kernel sources and
-of that. What it holds are pickles, which run code when they are loaded: nobody but the owner may write there.
+numba notices an edited file, but not an edit to a helper in another file, nor that it is told to compile otherwise
+(`NUMBA_OPT`, `NUMBA_BOUNDSCHECK`), and would go on serving the stale kernel. So the folder is named after the hash of
+all kernel sources and of that. What it holds are pickles, which run code when they are loaded: nobody but the owner may
+write there.
 """
 
 import contextlib
@@ -60,7 +61,10 @@ def cache_folder() -> Path | None:
 def _state() -> str:
     """Names what machine code depends on, beside what numba itself tells apart."""
     config = numba.config
-    settings = int(config.OPT), config.LOOP_VECTORIZE, config.SLP_VECTORIZE
+    settings = (
+        int(config.OPT), config.LOOP_VECTORIZE, config.SLP_VECTORIZE, config.DISABLE_INTEL_SVML,
+        config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT,
+    )  # fmt: skip
     return hashlib.sha256(repr((sources_hash(), settings)).encode()).hexdigest()[:16]
 
 

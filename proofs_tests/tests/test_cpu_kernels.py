@@ -280,11 +280,12 @@ def test_an_edit_to_any_kernel_source_changes_the_cache_folder(home, tmp_path):
     assert len(folders) == 1 + len(list((tmp_path / "sources").rglob("*.py")))
 
 
-def test_what_is_optimised_less_is_kept_apart(home, monkeypatch):
-    folder = jit_cache.cache_folder()
-    monkeypatch.setattr("numba.config.OPT", 0)
+@pytest.mark.parametrize("setting", ["OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML"])
+def test_what_is_compiled_otherwise_is_kept_apart(home, monkeypatch, setting):
+    folder, usual = jit_cache.cache_folder(), getattr(numba.config, setting)
+    monkeypatch.setattr(numba.config, setting, not usual)
     assert jit_cache.cache_folder() != folder
-    monkeypatch.setattr("numba.config.OPT", 3)
+    monkeypatch.setattr(numba.config, setting, usual)
     assert jit_cache.cache_folder() == folder
 
 
