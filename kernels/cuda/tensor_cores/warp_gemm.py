@@ -12,7 +12,7 @@ tensor core and one for its other units. One barrier a row is all they share.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import cuda
 from numba.cuda import types
@@ -28,28 +28,23 @@ WARPS = 4
 """Of a warpgroup: they share its columns."""
 
 
-@functools.cache
-def kernel_of(block: Block) -> Any:
-    """The kernel for this block: one persistent block of threads on each multiprocessor, over all tiles in turn."""
-    arithmetic, row, rows = block.arithmetic, block.row, block.rows
-    filters, pixels, groups, columns = block.filters, block.pixels, block.groups, block.columns // WARPS
-    line_bytes, parts, is_scaled = block.weight_bytes // rows, arithmetic.parts, arithmetic.scaled
-    subgroups, halves, block_channels = groups * CHANNELS // block.channels, block.channels // CHANNELS, block.channels
-    columns_apart, rows_apart = (block.columns, 0) if block.side_by_side else (0, FILTERS)
-    # Sixteens of filters that are multiplied at a time: their sums, and those of their products, fit the registers.
-    together, tiles = 2 if len(arithmetic.products) > 1 else 4, columns // 8
-    is_halved, depths, part_bytes = together == 2, block.channels // arithmetic.depth, groups * filters * 16
-    split = splitter(arithmetic, arithmetic.lowest)
-    place_at, store_portion, factors_of = placer(is_scaled), portion_storer(is_scaled), row_factors(is_scaled)
-    products = products_of(arithmetic, together, tiles, part_bytes)
-    no_products = zeros(shares_of(arithmetic), together, tiles)
-    copy_run = run_copier(line_bytes, MULTIPLIERS)
-    promote, no_sums = promoter(arithmetic, together, tiles), zeros(1, together, tiles)
-    rows0, rows1, rows2, rows3 = (rows_of(together, tiles, i % together) for i in range(4))
+class Stage(NamedTuple):
+    """What is copied, split and multiplied at a time, all int32."""
+
+    tile: int
+    first: int  # slot of the tile
+    group: int
+    chunk: int  # of channels
+    a: int  # phase
+    b: int
+
+
+def stepper(pixels: int) -> Any:
+    """`following(stage, g)`: the stage after one."""
 
     @cuda.jit(device=True)
-    def following(tile, first, group, chunk, a, b, g):
-        """The stage after one: its tile, the tile's first slot and group, chunk of channels and phase."""
+    def following(stage, g):
+        tile, first, group, chunk, a, b = stage
         b += types.int32(1)
         if b == g.phase_columns:
             b, a = types.int32(0), types.int32(a + 1)
@@ -59,11 +54,18 @@ def kernel_of(block: Block) -> Any:
             chunk, tile = types.int32(0), types.int32(tile + cuda.gridDim.x)
             pixel_tile, group, _ = tile_of(tile, g)
             first = types.int32(pixel_tile * pixels)
-        return tile, first, group, chunk, a, b
+        return Stage(tile, first, group, chunk, a, b)
+
+    return following
+
+
+def x_copier(block: Block) -> Any:
+    """`copy_x(x, scales, raw, stage, g)`: starts copies of what this thread splits, sixteen channels of each slot."""
+    is_scaled, halves, block_channels = block.arithmetic.scaled, block.channels // CHANNELS, block.channels
 
     @cuda.jit(device=True)
-    def copy_x(x, scales, raw, tile, first, group, chunk, a, b, g):
-        """Start the copies of what this thread splits of a stage: sixteen channels of each of its slots."""
+    def copy_x(x, scales, raw, stage, g):
+        tile, first, group, chunk, a, b = stage
         for item in range(cuda.threadIdx.x, halves * g.slots if tile < g.tiles else 0, MULTIPLIERS):
             half = types.int32(types.uint32(item) // types.uint32(g.slots)) if halves > 1 else types.int32(0)
             channel = chunk * block_channels + half * CHANNELS
@@ -77,16 +79,17 @@ def kernel_of(block: Block) -> Any:
                 ptx.store_shared_word(types.int32(to + CHANNELS * 4), greatest_of(scales, n) if inside else 0)
         ptx.commit_copies()
 
-    @cuda.jit(device=True)
-    def weights_of(packed, tile, g):
-        """Where a tile's weights begin."""
-        _, group, filter_block = tile_of(tile, g)
-        steps = g.chunks * g.phase_rows * g.phase_columns
-        return packed + types.int64(group * g.filter_blocks + filter_block) * steps * rows * line_bytes
+    return copy_x
+
+
+def x_splitter(block: Block) -> Any:
+    """`split_x(raw, to, g)`: splits what this thread copied; not zero if a value was not ordinary."""
+    arithmetic, groups, halves = block.arithmetic, block.groups, block.channels // CHANNELS
+    is_scaled, subgroups = arithmetic.scaled, block.groups * CHANNELS // block.channels
+    split = splitter(arithmetic, arithmetic.lowest)
 
     @cuda.jit(device=True)
     def split_x(raw, to, g):
-        """Split what this thread copied; not zero if a value was not ordinary."""
         flag, group_step, part_step = types.int32(0), g.slots * 16, groups * g.slots * 16
         for item in range(cuda.threadIdx.x, halves * g.slots, MULTIPLIERS):
             half = types.int32(types.uint32(item) // types.uint32(g.slots)) if halves > 1 else types.int32(0)
@@ -98,17 +101,18 @@ def kernel_of(block: Block) -> Any:
             flag |= split(scale(values, factor), at, part_step, group_step)
         return flag
 
-    @cuda.jit(device=True)
-    def split_and_copy(x, scales, flags, raw, to, split_tile, split_first, tile, first, group, chunk, a, b, g):
-        """Split the stage whose copies came last, then start those of the stage after it."""
-        ptx.wait_for_all_but_last_copies()
-        if split_tile < g.tiles and split_x(raw, to, g) != 0:
-            ptx.store_global_word(flags + types.int64(split_first // pixels) * 4, 1)
-        copy_x(x, scales, raw, tile, first, group, chunk, a, b, g)
+    return split_x
+
+
+def row_multiplier(block: Block, together: int, tiles: int) -> Any:
+    """`multiply(sums, a, b, g)`: adds a row of taps' products, for the filters and slots that start at a and b."""
+    arithmetic, row, filters, groups = block.arithmetic, block.row, block.filters, block.groups
+    parts, depths, part_bytes = arithmetic.parts, block.channels // arithmetic.depth, groups * filters * 16
+    products = products_of(arithmetic, together, tiles, part_bytes)
+    no_products, promote = zeros(shares_of(arithmetic), together, tiles), promoter(arithmetic, together, tiles)
 
     @cuda.jit(device=True)
     def multiply(sums, a, b, g):
-        """Add the products of a row of taps, for the filters and slots that start at a and b."""
         part, b_part = no_products(), types.int32(groups * g.slots * 16)
         for tap in range(row):
             at = types.int32(b + tap * g.tap_step * 16)
@@ -119,12 +123,20 @@ def kernel_of(block: Block) -> Any:
             a += types.int32((parts - 1) * part_bytes)
         return promote(sums, part)
 
+    return multiply
+
+
+def rows_storer(block: Block) -> Any:
+    """`store_rows(sums, sixteen, tile, y, bias, scales, patch, g)`: sixteen filters of the warp's columns."""
+    filters, pixels, columns, is_scaled = block.filters, block.pixels, block.columns // WARPS, block.arithmetic.scaled
+    columns_apart, rows_apart = apart(block)
+    place_at, store_portion, factors_of = placer(is_scaled), portion_storer(is_scaled), row_factors(is_scaled)
+
     @cuda.jit(device=True)
-    def store_rows(sums, block, tile, y, bias, scales, patch, g):
-        """Sixteen filters of the warp's columns."""
+    def store_rows(sums, sixteen, tile, y, bias, scales, patch, g):
         lane, warp, warpgroup = cuda.threadIdx.x & 31, (cuda.threadIdx.x >> 5) & 3, cuda.threadIdx.x >> 7
         pixel_tile, group, filter_block = tile_of(tile, g)
-        filter_ = types.int32(filter_block * filters + warpgroup * rows_apart + block * 16)
+        filter_ = types.int32(filter_block * filters + warpgroup * rows_apart + sixteen * 16)
         left = g.filters - filter_
         if left <= 0:
             return
@@ -134,6 +146,45 @@ def kernel_of(block: Block) -> Any:
         slot = types.int32(pixel_tile * pixels + warpgroup * columns_apart + warp * columns)
         place = place_at(types.int32(slot + lane), types.int32(slot + columns), left, y, scales, g)
         store_portion(sums, place, patch, lane, bias, upper, lower, g)
+
+    return store_rows
+
+
+def apart(block: Block) -> tuple[int, int]:
+    """Columns and filters from one warpgroup's to the other's."""
+    return (block.columns, 0) if block.side_by_side else (0, FILTERS)
+
+
+@functools.cache
+def kernel_of(block: Block) -> Any:
+    """The kernel for this block: one persistent block of threads on each multiprocessor, over all tiles in turn."""
+    arithmetic, rows, filters, pixels, groups = block.arithmetic, block.rows, block.filters, block.pixels, block.groups
+    line_bytes, parts, columns = block.weight_bytes // rows, arithmetic.parts, block.columns // WARPS
+    columns_apart, rows_apart = apart(block)
+    # Sixteens of filters that are multiplied at a time: their sums, and those of their products, fit the registers.
+    together, tiles = 2 if len(arithmetic.products) > 1 else 4, columns // 8
+    is_halved = together == 2
+    following, copy_x, split_x = stepper(pixels), x_copier(block), x_splitter(block)
+    multiply, store_rows = row_multiplier(block, together, tiles), rows_storer(block)
+    copy_run, no_sums = run_copier(line_bytes, MULTIPLIERS), zeros(1, together, tiles)
+    rows0, rows1, rows2, rows3 = (rows_of(together, tiles, i % together) for i in range(4))
+
+    @cuda.jit(device=True)
+    def weights_of(packed, tile, g):
+        """Where a tile's weights begin."""
+        _, group, filter_block = tile_of(tile, g)
+        steps = g.chunks * g.phase_rows * g.phase_columns
+        return packed + types.int64(group * g.filter_blocks + filter_block) * steps * rows * line_bytes
+
+    @cuda.jit(device=True)
+    def split_and_copy(x, scales, flags, raw, to, stage, g):
+        """Split the stage whose copies came last, then start those of the stage after it, which is returned."""
+        ptx.wait_for_all_but_last_copies()
+        if stage.tile < g.tiles and split_x(raw, to, g) != 0:
+            ptx.store_global_word(flags + types.int64(stage.first // pixels) * 4, 1)
+        after = following(stage, g)
+        copy_x(x, scales, raw, after, g)
+        return after
 
     def kernel(x, packed, y, bias, scales, flags, g):
         shared, lane, warp = ptx.dynamic_shared(), cuda.threadIdx.x & 31, (cuda.threadIdx.x >> 5) & 3
@@ -150,13 +201,12 @@ def kernel_of(block: Block) -> Any:
 
         tile = types.int32(cuda.blockIdx.x)
         pixel_tile, group, _ = tile_of(tile, g)
-        first = types.int32(pixel_tile * pixels)
-        copy_x(x, scales, raw, tile, first, group, zero, zero, zero, g)
+        copied = Stage(tile, types.int32(pixel_tile * pixels), group, zero, zero, zero)
+        copy_x(x, scales, raw, copied, g)
         weights = weights_of(packed, tile, g)
         copy_run(weight_area, weights, my_unit)
         ptx.commit_copies()
-        copied, its_first, its_group, chunk, a, b = following(tile, first, group, zero, zero, zero, g)
-        split_and_copy(x, scales, flags, raw, shared, tile, first, copied, its_first, its_group, chunk, a, b, g)
+        copied = split_and_copy(x, scales, flags, raw, shared, copied, g)
         stage, weight_stage = zero, zero
         for tile in range(cuda.blockIdx.x, g.tiles, cuda.gridDim.x):
             sums0, sums1, line = no_sums(), no_sums(), zero
@@ -179,26 +229,8 @@ def kernel_of(block: Block) -> Any:
                         if is_halved:
                             sums1 = multiply(sums1, types.int32(at_a + together * 256), at_b, g)
                     elif line == 0:
-                        tile_, first_ = copied, its_first
-                        copied, its_first, its_group, chunk, a, b = following(
-                            copied, its_first, its_group, chunk, a, b, g
-                        )
-                        split_and_copy(
-                            x,
-                            scales,
-                            flags,
-                            raw,
-                            types.int32(shared + (stage ^ 1) * x_bytes),
-                            tile_,
-                            first_,
-                            copied,
-                            its_first,
-                            its_group,
-                            chunk,
-                            a,
-                            b,
-                            g,
-                        )
+                        to = types.int32(shared + (stage ^ 1) * x_bytes)
+                        copied = split_and_copy(x, scales, flags, raw, to, copied, g)
                     else:
                         ptx.commit_copies()  # None, but every row of taps has as many groups.
                 weight_stage ^= types.int32(1)
