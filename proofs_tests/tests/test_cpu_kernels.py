@@ -14,6 +14,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from numba.core import config
 
 from kernelproof import kernels, spec
 from kernelproof.kernels import jit_cache
@@ -282,10 +283,10 @@ def test_an_edit_to_any_kernel_source_changes_the_cache_folder(home, tmp_path):
 
 @pytest.mark.parametrize("setting", ["OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "DISABLE_INTEL_SVML"])
 def test_what_is_compiled_otherwise_is_kept_apart(home, monkeypatch, setting):
-    folder, usual = jit_cache.cache_folder(), getattr(numba.config, setting)
-    monkeypatch.setattr(numba.config, setting, not usual)
+    folder, usual = jit_cache.cache_folder(), getattr(config, setting)
+    monkeypatch.setattr(config, setting, not usual)
     assert jit_cache.cache_folder() != folder
-    monkeypatch.setattr(numba.config, setting, usual)
+    monkeypatch.setattr(config, setting, usual)
     assert jit_cache.cache_folder() == folder
 
 
