@@ -40,6 +40,8 @@ class Laboratory:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             if (self.original / name).exists():
                 shutil.copy2(self.original / name, self.root / name, follow_symlinks=False)
+        # As the tests' own conftest.py says, which comes too late where numba is here already.
+        os.environ.setdefault("NUMBA_NUM_THREADS", str(max(3, os.cpu_count() or 1)))
         for name in HEAVY:
             importlib.import_module(name)
         return self
