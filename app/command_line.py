@@ -112,7 +112,11 @@ def run() -> int:
 def check_writable(command: str, *paths: Path | None) -> None:
     """Every file can be written, before any work; raises ParameterError."""
     for path in paths:
-        if path is not None and str(path) != "-" and not os.access(path.absolute().parent, os.W_OK):
+        if path is None or str(path) == "-":
+            continue
+        if path.is_dir():
+            raise ParameterError(command, f"file {str(path)!r}, a folder", "the name of a file", "Add one to it.")
+        if not os.access(path.absolute().parent, os.W_OK):
             raise ParameterError(command, f"file {str(path)!r}", "a folder that can be written to", "Make its folder.")
 
 
@@ -128,6 +132,11 @@ def imported(name: str, command: str, what: str) -> Any:
         raise ParameterError(
             command, f"{what} {name!r}: {error}", "a module that Python finds", "Run in its folder, or install it."
         ) from error
+    except (Exception, SystemExit) as error:  # Whatever its author's code does: nothing of it is a verdict.
+        raise ParameterError(
+            command, f"{what} {name!r}: importing {module} raises {type(error).__name__}: {error}",
+            "a module that can be imported", f'Mend it: python -c "import {module}" shows where.',
+        ) from error  # fmt: skip
     if not hasattr(found, attribute):
         raise ParameterError(
             command, f"{what} {name!r}", f"a name that {module} has", "Correct what follows the colon."

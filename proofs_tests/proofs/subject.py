@@ -184,7 +184,7 @@ def _named(what: str, function: str) -> Callable[..., Any]:
     module, _, attribute = function.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, ValueError, AttributeError) as error:
+    except Exception as error:  # What importing it raises too.
         raise ParameterError(
             "verify", f"{what}={function!r}: {error}", "a function, as package.module:name", "Correct the name."
         ) from error
@@ -278,5 +278,11 @@ def _expression(text: str) -> Callable[..., bool]:
             raise ParameterError(
                 "verify", f"supports={text!r}: {error}", f"only the names {', '.join(facts)}", "Correct it."
             ) from error
+        except Exception as error:  # Of an axis that an array has not, for example.
+            given = ", ".join(f"{name}={value!r}" for name, value in facts.items())
+            raise ParameterError(
+                "verify", f"supports={text!r} raises {type(error).__name__}: {error}",
+                f"an expression that holds or not for {given}", "Correct it.",
+            ) from error  # fmt: skip
 
     return holds

@@ -19,6 +19,9 @@ from .subject import Subject, subject_for, subject_of
 
 LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9")
 
+LONGEST = 10**6
+"""Seconds that a check may be given: more than the system's own waiting takes would be an error of its own."""
+
 PROFILES = {"dev": 30, "ci": 100, "nightly": 2000}
 """Problems drawn for each law of each operator."""
 
@@ -65,8 +68,10 @@ def verify(
         raise ParameterError(
             "verify", f"level {sorted(levels - set(LEVELS))}", f"some of {', '.join(LEVELS)}", "Choose."
         )
-    if time_limit is not None and time_limit <= 0:
-        raise ParameterError("verify", f"time_limit={time_limit}", "more than 0 seconds", "Give a check some time.")
+    if time_limit is not None and not 0 < time_limit <= LONGEST:
+        raise ParameterError(
+            "verify", f"time_limit={time_limit}", f"more than 0 seconds, at most {LONGEST:,}", "Give a check some time."
+        )
     if examples < 1:
         raise ParameterError("verify", f"examples={examples}", "at least 1", "Draw some problems.")
     subject = subject_of(
