@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
+from math import prod
 from typing import Any
 
 from kernelproof.spec import Window
 
-from .problems import LONG, TILES, Problem
+from .problems import TILES, Problem
 
 
 @lru_cache(maxsize=1)
@@ -56,6 +57,9 @@ WINDOWED: Mapping[str, Callable[[Problem], bool]] = {
     "padding >= kernel": _along_an_axis(lambda window, axis, size: max(window.padding[axis]) >= window.kernel[axis]),
     "size < kernel": _along_an_axis(lambda window, axis, size: size < window.kernel[axis]),
     "one output": lambda problem: problem.output[2:] == (1, 1),
+    "a filter longer than 7": lambda problem: max(_window(problem).kernel) > 7,
+    "stride > 3": lambda problem: max(problem.options["stride"]) > 3,
+    "dilation > 3": lambda problem: max(problem.options["dilation"]) > 3,
 }
 
 PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
@@ -77,6 +81,7 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
             problem.shapes["weight"][0] != problem.shapes["weight"][1] * problem.options["groups"]
         ),
         "depthwise": lambda problem: problem.options["groups"] > 1 and problem.shapes["weight"][1] == 1,
+        "more than 6 groups": lambda problem: problem.options["groups"] > 6,
         "bias": lambda problem: "bias" in problem.shapes,
         "no bias": lambda problem: "bias" not in problem.shapes,
         "channels past 64": lambda problem: problem.shapes["weight"][1] > 64 and problem.options["groups"] == 1,
@@ -84,6 +89,9 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
             problem.shapes["weight"][1] > 64 and problem.options["groups"] > 1
         ),
         "filters past 64": lambda problem: problem.shapes["weight"][0] > 64 * problem.options["groups"],
+        "filters and channels past 16": lambda problem: (
+            min(problem.shapes["weight"][0] // problem.options["groups"], problem.shapes["weight"][1]) > 16
+        ),
         "columns past 32": lambda problem: problem.output[3] > 32,
         "columns past 32 of filters past 16": lambda problem: (
             problem.output[3] > 32 and problem.shapes["weight"][0] > 16 * problem.options["groups"]
@@ -100,6 +108,8 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
         "2x2 with stride 2 on an odd width": lambda problem: (
             _window(problem).kernel == problem.options["stride"] == (2, 2) and problem.shapes["x"][3] % 2 == 1
         ),
+        "channels past 16": lambda problem: problem.output[1] > 16,
+        "rows past 16": lambda problem: problem.output[2] > 16,
         "columns past 32": lambda problem: problem.output[3] > 32,
         "2x2 with stride 2, columns past 32": lambda problem: (
             _window(problem).kernel == problem.options["stride"] == (2, 2) and problem.output[3] > 32
@@ -110,32 +120,49 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
         "bias": lambda problem: "bias" in problem.shapes,
         "features past 64": lambda problem: problem.shapes["weight"][1] > 64,
         "outputs past 64": lambda problem: problem.shapes["weight"][0] > 64,
+        "batch past 256": lambda problem: problem.shapes["x"][0] > 256,
+        "features past 512": lambda problem: problem.shapes["weight"][1] > 512,
+        "outputs past 256": lambda problem: problem.shapes["weight"][0] > 256,
+        "batch, features and outputs past 16": lambda problem: (
+            min(problem.shapes["x"][0], *problem.shapes["weight"]) > 16
+        ),
     },
     "relu": {
         "a scalar": lambda problem: problem.output == (),
-        "more elements than one task takes": lambda problem: problem.output == (LONG,),
     },
-    "flatten": {},
+    "flatten": {
+        "channels past 16": lambda problem: problem.shapes["x"][1] > 16,
+        "rows past 16": lambda problem: problem.shapes["x"][2] > 16,
+        "columns past 16": lambda problem: problem.shapes["x"][3] > 16,
+    },
     "cross_entropy": {
         "one class": lambda problem: problem.shapes["logits"][1] == 1,
         "classes past 64": lambda problem: problem.shapes["logits"][1] > 64,
+        "a thousand classes": lambda problem: problem.shapes["logits"][1] >= 1000,
     },
     "sgd": {
         "no momentum": lambda problem: problem.options["momentum"] == 0,
-        "more elements than one task takes": lambda problem: problem.output == (LONG,),
     },
 }  # fmt: skip
 """For each row of the operator table, what its problems must hit."""
+
+STANDS_FOR_MANY = "one element for many (stride 0)"
 
 COMMON: Mapping[str, Callable[[Problem], bool]] = {
     "empty batch": lambda problem: 0 in problem.output,
     "one image": lambda problem: next(iter(problem.shapes.values()))[:1] == (1,),
     "several images": lambda problem: next(iter(problem.shapes.values()))[:1] > (1,),
+    "a batch past 16": lambda problem: next(iter(problem.shapes.values()))[:1] > (16,),
+    "more elements than 16 bits count": lambda problem: any(
+        prod(shape) > 2**16 for shape in (problem.output, *problem.shapes.values())
+    ),
     "a size around a tile width": lambda problem: any(
         size in TILES for each in problem.shapes.values() for size in each
     ),
     "negative strides": lambda problem: problem.layout == "reversed",
     "gaps between elements": lambda problem: problem.layout == "spread",
+    "gaps between rows": lambda problem: problem.layout == "cropped",
+    STANDS_FOR_MANY: lambda problem: problem.layout == "broadcast",
     "channels-last memory": lambda problem: problem.layout == "channels_last",
     "transposed memory": lambda problem: problem.layout == "transposed",
     "guard bands of NaN": lambda problem: problem.layout == "guarded",

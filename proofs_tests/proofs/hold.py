@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 from unittest import mock
@@ -60,7 +60,7 @@ def directly(subject: Subject) -> Check:
             raise
         except Exception as error:
             # A legal call: whatever the kernel raises is an answer that the law does not allow.
-            raise LawBroken(told(problem, error), problem) from error
+            raise told(problem, error) from error
 
     return check
 
@@ -109,6 +109,9 @@ class _Run:
             self.decline(reason(error), problem)
             return
         except LawBroken as broken:
+            if self.declines_the_layout(problem, broken):
+                self.decline(f"laid out as {problem.layout!r}: {broken.values['refusal']}", problem)
+                return
             self.broken = broken
             if self.widest is None or _picture(self.widest) < _picture(broken):
                 self.widest = broken
@@ -120,6 +123,16 @@ class _Run:
         if seen.escape is not None:
             self.escape = max(self.escape or 0.0, seen.escape)
         self.hit.update(self.predicates_of(problem))
+
+    def declines_the_layout(self, problem: Problem, broken: LawBroken) -> bool:
+        """Whether a kernel that refused a problem takes the same values where they lie plainly in memory."""
+        if "refusal" not in broken.values or problem.layout == "contiguous" or self.subject.checked:
+            return False
+        try:
+            self.check_one(self.law, replace(problem, layout="contiguous"))
+        except (LawBroken, UnsupportedError, NotImplementedError):
+            return False
+        return True
 
     def decline(self, why: str, problem: Problem) -> None:
         self.unsupported += 1

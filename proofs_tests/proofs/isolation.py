@@ -192,4 +192,5 @@ def _outcome(law: Law, subject: Subject, problem: Problem) -> Any:
     except LawBroken as broken:
         return "broken", str(broken), broken.index, broken.values
     except BaseException as error:
-        return "broken", told(problem, error), (), {}
+        broken = told(problem, error)
+        return "broken", str(broken), (), broken.values

@@ -21,7 +21,10 @@ AXES = {
 
 
 class LawBroken(AssertionError):  # noqa: N818 - it is the law that is broken
-    """A law does not hold: where, what came, what is right, and how far they may differ."""
+    """A law does not hold: where, what came, what is right, and how far they may differ.
+
+    Of a kernel that raised ValueError or TypeError, `values` hold the `refusal`.
+    """
 
     def __init__(self, message: str, problem: Problem, index: tuple[int, ...] = (), **values: Any) -> None:
         super().__init__(message)
@@ -70,14 +73,16 @@ def declared(kernel: Kernel) -> Declared:
     return kernel if isinstance(kernel, Declared) else Declared(kernel, lambda problem: True)
 
 
-def told(problem: Problem, error: BaseException) -> str:
+def told(problem: Problem, error: BaseException) -> LawBroken:
     """What an exception says of a kernel: that its legal call raised, or that what it gave could not be judged."""
     trace, of_kernel = error.__traceback__, False
     while trace is not None:
         of_kernel = of_kernel or trace.tb_frame.f_code is Declared.__call__.__code__
         trace = trace.tb_next
     what = "the kernel raised" if of_kernel else "what the kernel gave could not be judged:"
-    return f"{problem.operator}: {what} {type(error).__name__}: {error}"
+    refusal = f"{type(error).__name__}: {error}"
+    refused = {"refusal": refusal} if of_kernel and isinstance(error, ValueError | TypeError) else {}
+    return LawBroken(f"{problem.operator}: {what} {refusal}", problem, **refused)
 
 
 def evaluate(kernel: Kernel, problem: Problem, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -12,8 +12,9 @@ import numpy as np
 from kernelproof.spec import OPERATORS, OPS, Dual, duals
 
 from .bounds import rounding_bound
+from .coverage import STANDS_FOR_MANY
 from .judging import Declared, Kernel, LawBroken, all_zero, compare, evaluate, place, specified
-from .problems import Problem
+from .problems import LAYOUTS, Problem, layouts_of
 from .values import INEXACT, largest_whole
 
 
@@ -92,7 +93,7 @@ def law(
             frozenset(operators),
             checked,
             where,
-            frozenset(never),
+            frozenset(never) | ({STANDS_FOR_MANY} if layouts_of(family) != LAYOUTS else set()),
             needs,
             apart,
         )

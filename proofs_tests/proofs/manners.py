@@ -52,14 +52,25 @@ def gives_the_same_bits_again(kernel: Kernel, problem: Problem) -> Observation:
 
 @law("L7", "real", list(OPERATORS))
 def sees_that_its_inputs_have_changed(kernel: Kernel, problem: Problem) -> Observation:
-    """The same arrays with other values give the other values' result: nothing is remembered by identity or address."""
-    if problem.layout == "read_only":
+    """The same arrays with other values give the other values' result: nothing is remembered by identity or address.
+
+    First one element of one array is another or two have changed places, then all are others: no part of the values
+    and no sum over them may stand for all of them.
+    """
+    if problem.layout in ("read_only", "broadcast"):
         problem = replace(problem, layout="contiguous")
-    arrays, changed = problem.arrays(), problem.redrawn(1)
+    arrays, others = problem.arrays(), problem.redrawn(1).arrays()
     evaluate(kernel, problem, arrays)
-    for name, values in changed.arrays().items():
+    generator = np.random.default_rng([problem.seed, 7])
+    name = generator.choice(list(arrays))
+    if size := arrays[name].size:
+        one, two = generator.integers(size, size=2)
+        array = arrays[name].flat
+        array[one], array[two] = generator.choice([others[name].flat[one], array[two]]), array[one]
+        _judge(problem, arrays, evaluate(kernel, problem, arrays), f"after an element or two of {name} were changed")
+    for name, values in others.items():
         arrays[name][...] = values
-    _judge(changed, arrays, evaluate(kernel, changed, arrays), "after the values in its arrays were changed")
+    _judge(problem, arrays, evaluate(kernel, problem, arrays), "after the values in its arrays were changed")
     return Observation()
 
 

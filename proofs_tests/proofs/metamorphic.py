@@ -12,6 +12,7 @@ from .judging import Kernel, LawBroken, all_zero, compare, evaluate
 from .laws import LINEAR, Observation, law
 from .neighbours import legal, resized
 from .problems import Problem
+from .values import laid_out
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -70,6 +71,8 @@ def sums_channels_in_any_order(kernel: Kernel, problem: Problem) -> Observation:
     order = np.random.default_rng(problem.seed).permutation(weight.shape[1])
     in_groups = (np.arange(groups)[:, None] * len(order) + order).ravel()
     permuted = {**arrays, "x": x[:, in_groups], "weight": weight[:, order]}
+    # numpy indexes into an order of axes of its own, which a kernel may not take.
+    permuted = {name: laid_out(np.ascontiguousarray(array), problem.layout) for name, array in permuted.items()}
     right = evaluate(kernel, problem, arrays)
     _equal(problem, evaluate(kernel, problem, permuted), right, "channels in another order")
     return Observation(vacuous=all_zero(right))

@@ -9,7 +9,7 @@ import numpy as np
 
 from kernelproof.spec import Window
 
-from .problems import LAYOUTS, Problem
+from .problems import Problem, layouts_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,9 +46,9 @@ def resized(problem: Problem, shapes: Shapes, **options: Any) -> Problem:
 
 def _near(problem: Problem) -> Iterator[Problem]:
     """Every problem one step away, legal or not."""
-    shapes, options = problem.shapes, problem.options
+    shapes, options, layouts = problem.shapes, problem.options, layouts_of(problem.family)
     yield replace(problem, dtype="float64" if problem.dtype == "float32" else "float32")
-    yield replace(problem, layout=LAYOUTS[(LAYOUTS.index(problem.layout) + 1) % len(LAYOUTS)])
+    yield replace(problem, layout=layouts[(layouts.index(problem.layout) + 1) % len(layouts)])
     if problem.output or problem.op.name == "cross_entropy":
         batched = {name: (size + 1, *rest) for name, (size, *rest) in shapes.items() if name not in ("weight", "bias")}
         yield resized(problem, {**shapes, **batched})

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -31,10 +31,27 @@ WIDE = tuple(
 )
 """Columns of a result on both sides of what kernels keep in registers of one row, and of twice as many."""
 
-LONG = 2**16 + 1
+BLOCKS = tuple(blocks * 128 + beside for blocks in (2, 3, 4, 8) for beside in (-1, 0, 1))
+"""Terms on both sides of the blocks in which matrix products go through a long sum."""
+
+CLASSES = (999, 1000, 1001)
+
+FAR = (4, 5, 6, 8, 11, 12, 16)
+"""Filters, strides and dilations beyond the usual ones: of patches, of first layers, of filters with holes."""
+
+LONG = (2**16 + 1, 2**16 + 1, 2**18 + 1)
 """More elements than elementwise kernels take in one go, and than 16 bits count."""
 
-LAYOUTS = ("contiguous", "guarded", "reversed", "spread", "transposed", "channels_last", "read_only")
+PLANE = 182
+"""Rows and columns of an image that 15 bits do not count, so that 16 do not count two of them."""
+
+CONV2D_LONG = ("none", "channels", "channels", "filters", "n", "h", "wide", "wide", "wide", "groups", "both", "far")
+POOL_LONG = ("none", "none", "wide", "wide", "wide", "wide", "wide", "channels", "n", "h", "far")
+"""What is long in a problem; one in some thirty is "large" beside these."""
+
+LAYOUTS = (
+    "contiguous", "guarded", "reversed", "spread", "transposed", "channels_last", "read_only", "cropped", "broadcast",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,15 @@ class Problem:
         return replace(self, seed=self.seed + 2**16 * draw)
 
 
+def layouts_of(family: str) -> tuple[str, ...]:
+    """The memory layouts that values of a family may have.
+
+    One element cannot stand for a whole axis where the values are independent of each other, on which the escape
+    probability rests, or where only one is not zero.
+    """
+    return LAYOUTS[:-1] if family in ("whole", "mantissa") else LAYOUTS
+
+
 @cache
 def _parameters(operator: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(find(operator)).parameters
@@ -138,31 +164,48 @@ _batch = _one_of(1, 2, 3, 4, 2, 3, 5, 0)
 
 _extent = _one_of(1, 2, 3, 1, 2, 3, 4, 5, 7)
 _flag = st.booleans()
-_axes = st.lists(_batch, max_size=3)
+_axes = st.lists(_batch, max_size=4)
+
+
+Pair: TypeAlias = tuple[int, int]
+
+
+def _geometry(draw: st.DrawFn, common: Pair, stride: int, kind: str) -> tuple[Pair, Pair, Pair]:
+    """Filter, stride and dilation; one in four has the `common` filter, with this stride, that kernels are fast at.
+
+    Of the kind "far" one of the three is larger than usual, of the kind "large" the filter is small.
+    """
+    if draw(_one_of("any", "any", "any", "common")) == "common" and kind != "far":
+        return common, (stride, stride), (1, 1)
+    extent = {"far": _size(3), "large": _size(2)}.get(kind, _extent)
+    chosen = [(draw(extent), draw(extent)), *((draw(_size(3)), draw(_size(3))) for _ in range(2))]
+    if kind == "far":
+        which = draw(_between(0, 2))
+        chosen[which] = (draw(_one_of(*FAR)), draw(_one_of(1, *FAR)))[:: draw(_one_of(1, -1))]
+    kernel, stride_of_axes, dilation = chosen
+    return kernel, stride_of_axes, dilation
 
 
 @st.composite
 def conv2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
     """Every geometry of a convolution: any stride, dilation, four paddings and groups, sizes that fit."""
+    # One long axis at a time: past every tile and vector width, at a cost that stays small.
+    long = draw(_one_of(*3 * CONV2D_LONG, "large"))
     groups, n = draw(_one_of(1, 2, 1, 3)), draw(_batch)
     channels, filters = draw(_size(3)), draw(_size(3))
-    # One in four is the 3x3 that fast algorithms are written for, with any padding: preconditions get forgotten there.
-    if draw(_one_of("any", "any", "any", "3x3")) == "any":
-        kernel = draw(_extent), draw(_extent)
-        stride, dilation = ((draw(_size(3)), draw(_size(3))) for _ in range(2))
-    else:
-        kernel, stride, dilation = (3, 3), (1, 1), (1, 1)
-    padding = tuple((draw(_between(0, 3)), draw(_between(0, 3))) for _ in range(2))
+    # The 3x3 that fast algorithms are written for, with any padding: preconditions get forgotten there.
+    kernel, stride, dilation = _geometry(draw, (3, 3), 1, long)
+    side = _between(0, 8 if long == "far" else 3)
+    padding = tuple((draw(side), draw(side)) for _ in range(2))
     window = Window(kernel, stride, padding, dilation)
     h, w = (_fitting(draw, window, axis) for axis in (0, 1))
-    # One long axis at a time: past every tile and vector width, at a cost that stays small.
-    match draw(_one_of("none", "channels", "channels", "filters", "n", "h", "wide", "wide")):
+    match long:
         case "channels":
             channels = draw(_one_of(*TILES))
         case "filters":
             filters = draw(_one_of(*TILES))
         case "n":
-            n = draw(_one_of(*TILES[:9]))
+            n = draw(_one_of(*TILES[:12]))
         case "h":
             h += draw(_one_of(*TILES[:12]))
         case "wide":
@@ -170,6 +213,14 @@ def conv2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, An
             w = _across(draw, window)
             many = draw(_one_of(1, 2, 3, *TILES[3:9]))
             n, (channels, filters) = min(n, 2), draw(_one_of((2, many), (many, 2)))
+        case "groups":
+            groups = draw(_one_of(*TILES[:9]))
+        case "both":
+            # Blocks of filters and of channels in one matrix product.
+            n, channels, filters = min(n, 2), draw(_one_of(*TILES[3:9])), draw(_one_of(*TILES[3:9]))
+        case "large":
+            n, groups, channels, filters, h, w = 2, min(groups, 2), min(channels, 2), min(filters, 2), PLANE, PLANE
+            h, w = h + window.extent(0), w + window.extent(1)
     shapes = {"x": (n, channels * groups, h, w), "weight": (filters * groups, channels, *kernel)}
     if draw(_flag):
         shapes["bias"] = (filters * groups,)
@@ -181,22 +232,28 @@ def conv2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, An
 @st.composite
 def max_pool2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
     """Every geometry of max pooling in which each window sees the input."""
+    long = draw(_one_of(*3 * POOL_LONG, "large"))
     n, c = draw(_batch), draw(_size(4))
-    # One in four is the 2x2 with stride 2 that kernels have a path of their own for.
-    if draw(_one_of("any", "any", "any", "2x2")) == "any":
-        kernel = draw(_extent), draw(_extent)
-        stride, dilation = ((draw(_size(3)), draw(_size(3))) for _ in range(2))
-        padding = tuple(
-            (draw(_between(0, reach)), draw(_between(0, reach)))
-            for reach in ((size - 1) * gap for size, gap in zip(kernel, dilation, strict=True))
-        )
-    else:
-        kernel, stride, dilation, padding = (2, 2), (2, 2), (1, 1), ((0, 0), (0, 0))
+    # The 2x2 with stride 2 that kernels have a path of their own for.
+    kernel, stride, dilation = _geometry(draw, (2, 2), 2, long)
+    padding = ((0, 0), (0, 0))
+    if (kernel, stride, dilation) != ((2, 2), (2, 2), (1, 1)):
+        reaches = ((size - 1) * gap for size, gap in zip(kernel, dilation, strict=True))
+        padding = tuple((draw(_between(0, reach)), draw(_between(0, reach))) for reach in reaches)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": draw(_flag)}
     window = Window(kernel, **options)
     h, w = (_fitting(draw, window, axis) for axis in (0, 1))
-    if draw(_flag):
-        w = _across(draw, window)
+    match long:
+        case "wide":
+            w = _across(draw, window)
+        case "channels":
+            c = draw(_one_of(*TILES[:12]))
+        case "n":
+            n = draw(_one_of(*TILES[:9]))
+        case "h":
+            h += draw(_one_of(*TILES[:12]))
+        case "large":
+            n, c, h, w = 2, min(c, 2), PLANE, PLANE
     try:
         pool_window("max_pool2d", (h, w), kernel, **options)
     except KernelproofError:
@@ -210,15 +267,19 @@ def max_pool2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str
 
 @st.composite
 def linear(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
-    """Any batch and feature counts, one of them long now and then."""
+    """Any batch and feature counts: one of them long, past the blocks of a sum, or all past a tile."""
     n, c, k = draw(_batch), draw(_size(5)), draw(_size(5))
-    match draw(_one_of("none", "n", "c", "k")):
+    match draw(_one_of("none", "n", "c", "k", "n", "c", "k", "all", "large")):
         case "n":
-            n = draw(_one_of(*TILES))
+            n = draw(_one_of(*TILES, *BLOCKS))
         case "c":
-            c = draw(_one_of(*TILES))
+            c = draw(_one_of(*TILES, *BLOCKS))
         case "k":
-            k = draw(_one_of(*TILES))
+            k = draw(_one_of(*TILES, *BLOCKS))
+        case "all":
+            n, c, k = (draw(_one_of(*TILES[:12])) for _ in range(3))
+        case "large":
+            n, c, k = draw(_one_of((257, 257, k), (n, 257, 257), (257, c, 257)))
     shapes = {"x": (n, c), "weight": (k, c)}
     if draw(_flag):
         shapes["bias"] = (k,)
@@ -227,22 +288,33 @@ def linear(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, An
 
 @st.composite
 def relu(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
-    """Any shape, of up to four axes."""
+    """Any shape, of up to five axes."""
     shape = draw(_any_shape())
     return {"x": shape}, {}, shape
 
 
 @st.composite
 def flatten(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
-    """Any batch of images."""
-    n, c, h, w = draw(_batch), draw(_size(4)), draw(_size(5)), draw(_size_or_tile(1, 5))
+    """Any batch of images, one of the sizes long now and then."""
+    n, c, h, w = draw(_batch), draw(_size(4)), draw(_size(5)), draw(_size(5))
+    match draw(_one_of(*2 * ("none", "n", "c", "h", "w", "w"), "large")):
+        case "n":
+            n = draw(_one_of(*TILES))
+        case "c":
+            c = draw(_one_of(*TILES))
+        case "h":
+            h = draw(_one_of(*TILES))
+        case "w":
+            w = draw(_one_of(*TILES))
+        case "large":
+            n, h, w = 2, PLANE, PLANE
     return {"x": (n, c, h, w)}, {}, (n, c * h * w)
 
 
 @st.composite
 def cross_entropy(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
-    """Any number of rows and classes; more than one class now and then far more."""
-    n, k = draw(_size(5)), draw(_size_or_tile(1, 6))
+    """Any number of rows and classes; more than a few now and then, up to a thousand classes."""
+    n, k = draw(_size_or_tile(1, 5)), draw(st.one_of(_size_or_tile(1, 6), _one_of(*BLOCKS, *CLASSES)))
     return {"logits": (n, k), "target": (n,)}, {}, ()
 
 
@@ -264,7 +336,7 @@ def _any_shape(draw: st.DrawFn) -> Shape:
             return ()
         case "long":
             # Past what kernels hand to one task, or a GPU to one block of threads.
-            return (LONG,)
+            return (draw(_one_of(*LONG)),)
     return (*draw(_axes), draw(_size_or_tile(4, 10)))
 
 
@@ -307,6 +379,6 @@ def problems(
     """Problems of one operator with values of one family."""
     shapes, options, output = draw(_configurations(operator.partition(".")[0], family))
     seed = draw(_between(0, 2**16 - 1))
-    layout = draw(_one_of(*LAYOUTS))
+    layout = draw(_one_of(*layouts_of(family)))
     dtype = draw(_one_of(*dtypes))
     return Problem(operator, shapes, options, output, family, seed, dtype, layout, precision)

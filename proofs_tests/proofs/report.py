@@ -39,7 +39,7 @@ class Failure:
         """The failure that a broken law describes; `wider`, a larger case of it, shows where results differ."""
         wider = wider or broken
         differences = wider.values.get("differences")
-        values = {name: value for name, value in broken.values.items() if name != "differences"}
+        values = {name: value for name, value in broken.values.items() if name not in ("differences", "refusal")}
         larger = repr(wider.problem) if differences else ""
         return Failure(str(broken), repr(broken.problem), broken.index, values, differences, larger)
 

@@ -177,7 +177,10 @@ DRAWS: Mapping[str, Callable[..., Arrays]] = {
 
 
 def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
-    """The same values in another place in memory; the gaps and guard bands are filled with NaN."""
+    """The same values in another place in memory; the gaps and guard bands are filled with NaN.
+
+    Broadcast the first value along the first and along the last axis stands for all of them.
+    """
     poison: Any = np.nan if array.dtype.kind == "f" else np.iinfo(array.dtype).min
     match layout:
         case "guarded":
@@ -186,7 +189,8 @@ def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
             view[...] = array
             return view
         case "reversed" if array.ndim:
-            return np.ascontiguousarray(array[..., ::-1])[..., ::-1]
+            backwards = (slice(None, None, -1),) * array.ndim
+            return np.ascontiguousarray(array[backwards])[backwards]
         case "spread" if array.ndim:
             buffer = np.full((*array.shape[:-1], 2 * array.shape[-1]), poison, array.dtype)
             buffer[..., ::2] = array
@@ -195,6 +199,13 @@ def laid_out(array: np.ndarray, layout: str) -> np.ndarray:
             return np.asfortranarray(array)
         case "channels_last" if array.ndim == 4:
             return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        case "cropped" if array.ndim:
+            buffer = np.full([size + 3 for size in array.shape], poison, array.dtype)
+            view = buffer[tuple(slice(1, size + 1) for size in array.shape)]
+            view[...] = array
+            return view
+        case "broadcast" if array.size:
+            return np.broadcast_to(array[:1][..., :1], array.shape) if array.ndim else array
         case "read_only":
             array = array.copy()
             array.flags.writeable = False

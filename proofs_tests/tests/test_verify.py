@@ -96,6 +96,10 @@ def test_the_report_is_json() -> None:
         ({"op": None}, "op"),
         ({"op": "relu", "level": "L99"}, "L99"),
         ({"op": "relu", "examples": 0}, "examples=0"),
+        ({"op": "relu", "time_limit": float("nan")}, "time_limit=nan"),
+        ({"op": "relu", "time_limit": float("inf")}, "time_limit=inf"),
+        ({"op": "relu", "supports": "x_shape[7] == 1"}, "raises IndexError: tuple index out of range"),
+        ({"op": "relu", "supports": "stride == 1"}, "only the names x_shape, dtype"),
     ],
 )
 def test_wrong_usage_is_told(arguments: dict[str, Any], named: str) -> None:
@@ -159,7 +163,7 @@ def test_what_a_kernel_raises_is_told_apart_from_what_judging_it_raises() -> Non
     ):
         with pytest.raises(ValueError, match="mine") as caught:
             function()
-        assert told(problem, caught.value) == said
+        assert str(told(problem, caught.value)) == said
 
 
 @pytest.mark.parametrize("time_limit", [None, 60.0])
