@@ -3,6 +3,7 @@
 Results of more than a task begin at a line of the cache, so no store straddles two.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from .launch import in_turn, serial, share
 from .row_vectors import AHEAD
 from .vectors import Words, call, micro_kernel, take
 from .workers import on_workers
-from .workspace import empty
+from .workspace import empty, empty_beside
 
 _CHUNK = 2**14
 """Elements in one task: far more work than starting it, and small enough to share between threads."""
@@ -28,7 +29,8 @@ def perform(routine: Any, inputs: tuple[Any, ...], results: int, *parameters: fl
     shape, size = inputs[0].shape, inputs[0].size
     past = int(4 * size * results >= _LARGE)
     # What goes past the caches has to begin at a line; for little it would take longer than it saves.
-    made = tuple(empty(shape) if past or size > _CHUNK else np.empty(shape, np.float32) for _ in range(results))
+    make = empty if size > _CHUNK else functools.partial(np.empty, dtype=np.float32)
+    made = tuple(empty_beside(shape, inputs) if past else make(shape) for _ in range(results))
     values = np.array(parameters, np.float32)
     addresses = np.array([_address(each.reshape(-1)) for each in (*inputs, values, *made)])
     share(_chunks, -(-size // _CHUNK), _MEMORY * _CHUNK, addresses, len(inputs), size, routine.address(past=past))

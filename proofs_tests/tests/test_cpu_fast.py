@@ -8,7 +8,7 @@ import pytest
 from whole_numbers import elements_are_right, whole
 
 from kernelproof import kernels, spec
-from kernelproof.kernels.cpu import elementwise
+from kernelproof.kernels.cpu import elementwise, workspace
 from kernelproof.kernels.cpu.convolution import depthwise, pixel_gradient, pixel_vectors
 from kernelproof.proofs.bounds import rounding_bound
 from kernelproof.proofs.problems import Problem
@@ -115,6 +115,20 @@ def test_what_stands_behind_an_image_does_not_reach_its_gradient():
 def test_elements_at_the_edges_of_vectors_and_chunks(size: int, past: int, monkeypatch):
     monkeypatch.setattr(elementwise, "_LARGE", past)
     elements_are_right(size)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_result_past_the_caches_begins_where_no_input_is_soon_read(count: int):
+    memory = np.zeros(2**14, np.float32)
+    for drawn in np.random.default_rng(count).integers(0, 2**13, (200, count)):
+        # Inputs that begin alike in their pages are among them.
+        inputs = [memory[start : start + 8] for start in (drawn, drawn // 64 * 64, 0 * drawn)[drawn[0] % 3]]
+        result = workspace.empty_beside((4, 5), inputs).ctypes.data
+        assert result % 64 == 0
+        # Beyond every input by most of its share of a page, and before the next.
+        behind = [(result - each.ctypes.data) % 2**12 for each in inputs]
+        assert min(behind) >= 2**12 // count - 256 - 64
+        assert max(behind) <= 2**12 - 256
 
 
 @pytest.mark.parametrize("classes", [1, 15, 16, 17, 100])
