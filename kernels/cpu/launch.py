@@ -1,6 +1,7 @@
 """How a kernel's core is compiled and started: arrays made ready, work cut into short native calls, one at a time."""
 
 import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from contextvars import ContextVar
 from types import FunctionType
 from typing import Any
 
+import llvmlite.binding
 import numba
 import numpy as np
 
@@ -50,6 +52,8 @@ _AT_ONCE = 32
 _lock = threading.Lock()
 _layer_before_fork = None
 _is_started = False
+_count = numba.get_num_threads
+"""How many threads this Python thread's launches may use; once they are started, the short way."""
 _threads: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
@@ -99,8 +103,11 @@ def share(core: Callable[..., None], tasks: int, cost: int, *arguments: Any) -> 
 def _start() -> None:
     """Start numba's threads. What one core compiled for several workers is kept with, another loads without: its calls
     to the threads would lead nowhere, and all others of the same library with them."""
-    global _is_started
+    global _is_started, _count
     numba.get_num_threads()
+    # What numba's own compiled loops call: it takes a tenth of the time of asking from Python, in every small call.
+    at = llvmlite.binding.address_of_symbol("get_num_threads")
+    _count = ctypes.PYFUNCTYPE(ctypes.c_int)(at) if at else numba.get_num_threads
     _is_started = True
 
 
@@ -139,7 +146,7 @@ def _in_blocks(core: Any, call: Callable[..., None], tasks: int, cost: int) -> N
         for first, last in _blocks(tasks, cost, 1):
             call(core.alone, 1, first, last)
         return
-    before = numba.get_num_threads()
+    before = _count()
     workers = min(before, wanted)
     if workers != before:
         numba.set_num_threads(workers)
@@ -159,7 +166,9 @@ def _blocks(tasks: int, cost: int, workers: int) -> Iterator[tuple[int, int]]:
 
 def threads() -> int:
     """How many threads a launch may run on."""
-    return min(numba.get_num_threads(), _threads.get() or MOST)
+    if not _is_started:
+        _start()
+    return min(_count(), _threads.get() or MOST)
 
 
 def ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
@@ -172,8 +181,8 @@ def ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
     if not is_plain or (dtype is not None and array.dtype != dtype):
         native = np.dtype(array.dtype if dtype is None else dtype).newbyteorder("=")
         array = np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
-    view = array.view()
-    view.flags.writeable = False
+    view = array[...]  # As array.view() and its flags would, in two thirds of the time: every small call makes some.
+    view.setflags(write=False)
     return view
 
 
