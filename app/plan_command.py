@@ -28,10 +28,9 @@ from kernelproof.proofs import Problem
 from kernelproof.proofs.algorithms import planned
 from kernelproof.proofs.at_scale import worst_error
 from kernelproof.proofs.judging import LawBroken
+from kernelproof.proofs.report import count
 from kernelproof.spec import OPERATORS, ParameterError, conv2d
 from kernelproof.spec.window import whole_shape
-
-from .terminal import count
 
 EXAMPLES = {"x": "32x64x56x56", "weight": "64x64x3x3", "stride": "2x1", "dilation": "2x1", "padding": "0x1x0x1"}
 

@@ -83,14 +83,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse wrong options before anything runs; raises UsageError."""
     levels, file = config.option.kernelproof_level, config.option.kernelproof_xfail
+    examples = config.option.kernelproof_examples
     config.stash[_EXPECTED] = {}
+    if examples is not None and examples < 1:
+        raise pytest.UsageError(f"--kernelproof-examples {examples}: needs at least 1")
     if levels:
         from kernelproof.proofs.verify import LEVELS
 
         if wrong := set(levels) - set(LEVELS):
             raise pytest.UsageError(f"--kernelproof-level {min(wrong)}: needs one of {', '.join(LEVELS)}")
     if file:
-        lines = enumerate((config.rootpath / file).read_text().splitlines(), 1)
+        try:
+            lines = enumerate((config.rootpath / file).read_text().splitlines(), 1)
+        except (OSError, UnicodeDecodeError) as error:
+            raise pytest.UsageError(f"--kernelproof-xfail {file}: {error}") from None
         config.stash[_EXPECTED].update(
             _entry(f"{file}:{number}", line) for number, line in lines if line.strip() and not line.startswith("#")
         )
@@ -162,8 +168,6 @@ def _hold(subject: "Subject", operator: str, law: str, time_limit: float | None,
         config.stash[_CASES] = load_all(folder)
     seed = (secrets.randbits(32) if profile == "nightly" else 0) if seed is None else seed
     examples = PROFILES[profile] if examples is None else examples
-    if examples < 1:
-        raise pytest.UsageError(f"--kernelproof-examples {examples}: needs at least 1")
     job = Job(operator, law, examples, seed, known=known(config.stash[_CASES], subject.name).get((operator, law), ()))
     result = reduce(merge, run_jobs(subject, job.parts(), time_limit=time_limit))
     report = Report(subject.name, seed, examples, (result,), subject.declared, subject.source)

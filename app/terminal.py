@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kernelproof.models import Digits, TrainConfig, train
 from kernelproof.models import Progress as Step
 from kernelproof.proofs import Report, Result
-from kernelproof.proofs.report import reproduction
+from kernelproof.proofs.report import count, reproduction
 from kernelproof.proofs.subject import Subject
 from kernelproof.proofs.verify import LEVELS, work_of
 from kernelproof.spec import SpecChain
@@ -56,15 +56,11 @@ def line(result: Result) -> str:
     elif result.verdict == "unsupported":
         figure = f", {result.unsupported} declined"
     colour = COLOURS[result.verdict]
+    held = "for every size" if result.level == "L0" else f"{count(result.cases, 'problem')}{figure}"
     return (
         f"[{colour}]{result.verdict:>11}[/]  {result.level} {result.operator:<22} {result.law.replace('_', ' ')} "
-        f"[dim]({'for every size' if result.level == 'L0' else f'{result.cases} problems{figure}'})[/]"
+        f"[dim]({held})[/]"
     )
-
-
-def count(number: int, what: str) -> str:
-    """`1 law`, `2 laws`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def show_report(console: Console, report: Report) -> None:

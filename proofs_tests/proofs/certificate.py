@@ -4,7 +4,7 @@ A certificate is no signature. It says what to repeat, and `verify` repeats it w
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kernelproof.kernels.source import specification_hash
@@ -67,7 +67,33 @@ def read(text: str) -> dict[str, Any]:
         raise ParameterError("certificate", f"{error!r}", "a certificate", "Name another file.") from error
     if schema != SCHEMA:
         raise ParameterError("certificate", f"schema {schema!r}", repr(SCHEMA), "Write it anew with verify.")
+    if damaged := [name for name, whole in _WHOLE.items() if not whole(held.get(name))]:
+        raise ParameterError("certificate", f"no {' and '.join(damaged)}", "what verify wrote", "Write it anew.")
     return held
+
+
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _is_held(laws: Any) -> bool:
+    return isinstance(laws, dict) and all(isinstance(law, dict) and "verdict" in law for law in laws.values())
+
+
+_WHOLE: Mapping[str, Callable[[Any], bool]] = {
+    "kernel": _is(str),
+    "verdict": _is(str),
+    "source": _is(str),
+    "seed": _is(int),
+    "examples": _is(int),
+    "declared": lambda declared: isinstance(declared, dict) and isinstance(declared.get("dtypes"), list),
+    "operators": lambda operators: (
+        isinstance(operators, dict)
+        and all(isinstance(each, dict) and "specification" in each for each in operators.values())
+        and all(_is_held(each.get("laws")) for each in operators.values())
+    ),
+}
+"""What a reader of the file relies on, by name."""
 
 
 def certified(held: Mapping[str, Any], kernel: Any) -> Subject:
@@ -78,7 +104,7 @@ def certified(held: Mapping[str, Any], kernel: Any) -> Subject:
 
 def differences(held: Mapping[str, Any], subject: Subject) -> list[str]:
     """What is not as the certificate says: sources that have changed since, laws that it was not held to."""
-    found = []
+    found = [] if held["verdict"] == "proven" else [f"{held['kernel']} was not proven but {held['verdict']}"]
     if held["source"] != subject.source:
         found.append(f"the source of {held['kernel']} has changed")
     for operator, proven in held["operators"].items():
@@ -87,6 +113,8 @@ def differences(held: Mapping[str, Any], subject: Subject) -> list[str]:
             continue
         if proven["specification"] != specification_hash(operator):
             found.append(f"the specification of {operator} has changed")
+        broken = (law for law, came in proven["laws"].items() if came["verdict"] in ("refuted", "vacuous"))
+        found += [f"{operator} did not hold: {law.replace('_', ' ')}" for law in broken]
         missing = {law.name for law in laws_for(subject, operator)} - set(proven["laws"])
         found += [f"{operator} was not held to: {law.replace('_', ' ')}" for law in sorted(missing)]
     return found

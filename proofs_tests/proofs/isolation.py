@@ -91,7 +91,7 @@ class Isolated:
                 self.hung = problem
 
     def _start(self) -> None:
-        # What was set since the server began is set in the child too.
+        # What was set or unset since the server began is so in the child too.
         pickled, self._refusal = self._pickled, ""
         self._connection, theirs = _context().Pipe()
         arguments = pickled, dict(os.environ), theirs
@@ -164,6 +164,8 @@ def _serve(pickled: bytes, environment: dict[str, str], connection: Connection) 
     import warnings
 
     warnings.simplefilter("ignore", RuntimeWarning)
+    # The server's own, as it was when the server began, may hold what was unset since.
+    os.environ.clear()
     os.environ.update(environment)
     # What the kernel prints is no part of a report on standard output.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

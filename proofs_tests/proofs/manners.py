@@ -82,10 +82,16 @@ def keeps_apart_what_was_one_array(kernel: Kernel, problem: Problem) -> Observat
     first, *_ = arrays
     alike = [name for name in arrays if arrays[name].shape == arrays[first].shape]
     one = arrays | dict.fromkeys(alike, arrays[first])
-    # Twice each: what is remembered may be served from the second call on.
+    # Twice each, with the same bits: what is remembered may be served from the second call on.
     for given, when in ((one, "where {} are one array"), (others, "after a call in which {} were one array")):
+        once: tuple[np.ndarray, ...] = ()
         for _ in range(2):
-            _judge(problem, given, evaluate(kernel, problem, given), when.format(" and ".join(alike)))
+            came = evaluate(kernel, problem, given)
+            _judge(problem, given, came, when.format(" and ".join(alike)))
+            same_bits(
+                problem, once or came, came, f"when the same call is made again, {when.format(' and '.join(alike))}"
+            )
+            once = _copies(came)
     return Observation()
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from .report import Report, Result, reproduction
+from .report import Report, Result, count, reproduction
 
 MARKS = {"proven": "✅", "refuted": "❌", "unsupported": "➖", "vacuous": "⚠️"}  # noqa: RUF001 - marks, not text
 
@@ -87,8 +87,9 @@ def markdown(report: Report) -> str:
     lines = [
         f"## {MARKS[report.verdict]} `{report.kernel}`: {report.verdict}",
         "",
-        f"{len(report.laws)} laws of {len(report.operators)} operators on {report.problems:,} problems"
-        + (f", {len(report.theorems)} theorems about sizes" if report.theorems else "")
+        f"{count(len(report.laws), 'law')} of {count(len(report.operators), 'operator')} "
+        f"on {count(report.problems, 'problem')}"
+        + (f", {count(len(report.theorems), 'theorem')} about sizes" if report.theorems else "")
         + (
             f". A wrong kernel escapes one problem with probability at most {report.escape:.0e}"
             if report.escape
@@ -117,8 +118,8 @@ def markdown(report: Report) -> str:
 def _cell(results: Sequence[Result]) -> str:
     """Each verdict's mark once, with its count where laws of one level differ."""
     counts = {verdict: sum(result.verdict == verdict for result in results) for verdict in MARKS}
-    seen = [(MARKS[verdict], count) for verdict, count in counts.items() if count]
-    return " ".join(mark if len(seen) == 1 else f"{mark} {count}" for mark, count in seen)
+    seen = [(MARKS[verdict], number) for verdict, number in counts.items() if number]
+    return " ".join(mark if len(seen) == 1 else f"{mark} {number}" for mark, number in seen)
 
 
 def _failure(result: Result, report: Report) -> str:

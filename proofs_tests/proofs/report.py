@@ -243,6 +243,11 @@ def _finite(value: Any) -> Any:
     return [_finite(each) for each in value] if isinstance(value, tuple | list) else value
 
 
+def count(number: int, what: str) -> str:
+    """`1 law`, `2 laws`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def reproduction(result: Result, report: Report) -> str:
     """Python that shows a kernel's failure again when it is pasted."""
     if result.failure is None or not result.failure.problem:

@@ -170,6 +170,19 @@ def test_a_certificate_says_which_laws_it_lacks(project: Path) -> None:
     assert "the specification of relu has changed" in came.stdout
 
 
+def test_a_certificate_of_a_kernel_that_was_refuted_does_not_hold(project: Path) -> None:
+    path = project / "relu.json"
+    whole = path.read_text()
+    held = json.loads(whole)
+    held["operators"]["relu"]["laws"]["gives_the_same_bits_again"]["verdict"] = "refuted"
+    path.write_text(json.dumps(held))
+    came = kernelproof(project, "check-certificate", "relu.json")
+    assert (came.returncode, "relu did not hold: gives the same bits again" in came.stdout) == (1, True)
+    path.write_text(json.dumps({**json.loads(whole), "verdict": "refuted"}))
+    came = kernelproof(project, "check-certificate", "relu.json")
+    assert (came.returncode, "relu was not proven but refuted" in came.stdout) == (1, True)
+
+
 def test_the_proof_can_be_repeated(project: Path) -> None:
     came = kernelproof(project, "check-certificate", "relu.json", "--again")
     assert came.returncode == 0
@@ -195,7 +208,16 @@ def test_threads_are_declared_once_for_certificate_case_and_reproduction(tmp_pat
     assert kernelproof(tmp_path, "verify", *arguments[:-1], "mythreads:nothing").returncode == 2
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": "kernelproof.certificate/99"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"schema": "kernelproof.certificate/99"}',
+        f'{{"schema": "{certificate.SCHEMA}", "operators": {{"relu": 5}}}}',
+    ],
+)
 def test_a_file_that_is_no_certificate_is_wrong_usage(content: str, tmp_path: Path) -> None:
     (tmp_path / "file.json").write_text(content)
     came = kernelproof(tmp_path, "check-certificate", "file.json")

@@ -22,6 +22,9 @@ from kernelproof.proofs.jobs import APART_LIMIT, kept
 from kernelproof.proofs.subject import subject_of
 from kernelproof.proofs.verify import laws_for
 
+DIED = "ended its process (SIGSEGV) | ended its process (SIGBUS)"
+"""Of memory that is not there: macOS calls some of it a bus error."""
+
 CHEATS: dict[str, tuple[str, str, Callable[[], Callable[..., Any]]]] = {}
 OP = "conv2d"
 
@@ -91,7 +94,7 @@ def writes_to_its_input_and_restores_it() -> Any:
     return kernel
 
 
-@cheat("ended its process (SIGSEGV)")
+@cheat(DIED)
 def writes_and_restores_where_it_may() -> Any:
     def kernel(x: Any) -> Any:
         if not x.flags.writeable:
@@ -125,7 +128,7 @@ def writes_round_its_input() -> Any:
     return kernel
 
 
-@cheat("ended its process (SIGSEGV)")
+@cheat(DIED)
 def reads_past_the_end_and_forgets_it() -> Any:
     def kernel(x: Any) -> Any:
         ctypes.string_at(x.ctypes.data + x.nbytes, 32 * bool(x.size))
@@ -134,11 +137,27 @@ def reads_past_the_end_and_forgets_it() -> Any:
     return kernel
 
 
-@cheat("ended its process (SIGSEGV)")
+@cheat(DIED)
 def reads_before_the_start_and_forgets_it() -> Any:
     def kernel(x: Any) -> Any:
         ctypes.string_at(x.ctypes.data - 4, 4 * bool(x.size))
         return answer(x)
+
+    return kernel
+
+
+@cheat("when the same call is made again, where x and weight are one array", "linear")
+def sums_the_other_way_when_it_meets_one_array_again() -> Any:
+    met = set()
+
+    def kernel(x: Any, weight: Any, bias: Any) -> Any:
+        again = x.shape == weight.shape and np.shares_memory(x, weight) and x.ctypes.data in met
+        met.add(x.ctypes.data)
+        order = slice(None, None, -1 if again else 1)
+        y = np.zeros((len(x), len(weight)), x.dtype)
+        for c in np.arange(x.shape[1])[order]:
+            y += np.outer(x[:, c], weight[:, c])
+        return y if bias is None else y + bias
 
     return kernel
 
@@ -460,7 +479,7 @@ def test_a_kernel_that_cannot_leave_its_process_is_held_to_what_it_can_be_held_t
 
 def test_a_case_that_ends_the_kernel_s_process_does_not_end_the_one_it_is_pasted_into() -> None:
     problem = Problem("relu", {"x": (3,)}, {}, (3,), "real")
-    with pytest.raises(LawBroken, match=r"ended its process \(SIGSEGV\)"):
+    with pytest.raises(LawBroken, match=r"ended its process \((SIGSEGV|SIGBUS)\)"):
         check("reads_its_inputs_and_nothing_beside_them", CHEATS["reads_past_the_end_and_forgets_it"][2](), problem)
 
 

@@ -61,6 +61,7 @@ def test_a_proven_operator_exits_with_0() -> None:
         (["verify", "nowhere:conv2d", "--op", "conv2d"], "nowhere"),
         (["verify", "json:absent", "--op", "conv2d"], "absent"),
         (["verify", "json:dumps"], "Pass op="),
+        (["verify", "json:dumps", "--op", "relu", "--supports", "x_shape[9] > 0"], "tuple index out of range"),
         (["verify", "--level", "L99"], "--level"),
         (["verify", "--examples", "0"], "examples=0"),
         (["verify", "json:dumps", "--op", "relu", "--time-limit", "0"], "time_limit=0"),
@@ -78,6 +79,24 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments: list[str], t
     result = run(*arguments)
     assert result.returncode == 2
     assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("def relu(x:\n", "SyntaxError"),
+        ("raise OSError('no such library')\n", "no such library"),
+        ("raise SystemExit(0)\n", "SystemExit"),
+    ],
+)
+@pytest.mark.parametrize("command", [["verify", "--op", "relu"], ["exhaust", "--op", "relu"]], ids=" ".join)
+def test_a_module_that_cannot_be_imported_is_wrong_usage_and_no_verdict(
+    command: list[str], source: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "unready.py").write_text(source)
+    result = run(command[0], "unready:relu", *command[1:], cwd=tmp_path)
+    assert (result.returncode, told in result.stderr) == (2, True)
     assert "Traceback" not in result.stderr
 
 

@@ -92,6 +92,13 @@ def test_an_expected_failure_that_nobody_has_is_wrong_usage(project: pytest.Pyte
     result.stderr.fnmatch_lines([f"*known.txt:1: '{line}': needs *"])
 
 
+@pytest.mark.parametrize("option", ["--kernelproof-xfail=nowhere.txt", "--kernelproof-examples=0"])
+def test_an_option_that_cannot_be_followed_is_wrong_usage(project: pytest.Pytester, option: str) -> None:
+    result = run(project, option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{option.replace('=', ' ')}: *"])
+
+
 def test_shards_share_the_laws_out_and_leave_other_tests(project: pytest.Pytester) -> None:
     def collected(*options: str) -> list[str]:
         lines = run(project, "--collect-only", "-q", *options).outlines

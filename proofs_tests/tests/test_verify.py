@@ -166,6 +166,21 @@ def test_what_a_kernel_raises_is_told_apart_from_what_judging_it_raises() -> Non
         assert str(told(problem, caught.value)) == said
 
 
+def test_what_was_unset_is_unset_for_kernels_too(tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(
+        "import os\nfrom kernelproof import spec\n\n"
+        "def relu(x):\n    return spec.relu(x) * ('KERNELPROOF_TEST_MARK' not in os.environ)\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "import os, asks\nfrom kernelproof import verify\n"
+        "for change in (lambda: os.environ.update(KERNELPROOF_TEST_MARK='1'), os.environ.clear):\n"
+        "    change()\n    print(verify(asks.relu, 'relu', level='L1', examples=2, time_limit=60).verdict)\n"
+    )
+    command = [sys.executable, "script.py"]
+    came = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert came.stdout.split() == ["refuted", "proven"]
+
+
 @pytest.mark.parametrize("time_limit", [None, 60.0])
 def test_a_kernel_that_raises_is_refuted(time_limit: float | None) -> None:
     def raises(x: Any) -> Any:
