@@ -95,10 +95,18 @@ def test_a_workspace_limit_takes_a_smaller_algorithm_or_refuses():
             pass
 
 
+@pytest.mark.parametrize(("n", "h", "refused"), [(1, 6, True), (1, 7, False), (3, 4, True), (4, 4, False)])
+def test_a_weight_gradient_of_short_sums_is_no_winograds_under_strict(n, h, refused):
+    # Its terms cancel, which 9 pixels under a corner of the filter do not forgive.
+    problem = asked("conv2d_dweight", n=n, c=32, k=32, h=h)
+    assert ("pixels under every tap" in decide(problem, "strict").refused.get(F2, "")) == refused
+    assert F2 in decide(problem, "fast").costs
+
+
 EDGES = [
     {"c": c, "k": k, "h": h, "padding": padding}
     for c, k in ((15, 16), (16, 16), (17, 15), (16, 17), (33, 31))
-    for h, padding in ((7, 1), (13, 1), (14, 0), (15, 2), (14, 3))
+    for h, padding in ((4, 1), (6, 1), (7, 1), (13, 1), (14, 0), (15, 2), (14, 3))
 ]
 
 

@@ -88,11 +88,11 @@ class Condition:
 class Algorithm:
     """A row of the table.
 
-    Without `needs` it would be wrong, without what is `worth` it does not pay. `cost` estimates
-    multiply-adds at the micro-kernel's full speed, `workspace` is its bound in bytes, `run` takes the specification
-    body's arguments. Its results round as the proof kit's class `rounds_as`, which `rounding` allows. `rectified` and
-    `pooled` are the same with what follows done in the cache, if it can: the first gives relu(y), the second the maxima
-    of y or of relu(y) by twos, and which of the four they are.
+    Without `needs` it would be wrong, without what is `worth` it does not pay, and without what it asks `strictly` it
+    may leave strict's bound. `cost` estimates multiply-adds at the micro-kernel's full speed, `workspace` is its bound
+    in bytes, `run` takes the specification body's arguments. Its results round as the proof kit's class `rounds_as`,
+    which `rounding` allows. `rectified` and `pooled` are the same with what follows done in the cache, if it can: the
+    first gives relu(y), the second the maxima of y or of relu(y) by twos, and which of the four they are.
     """
 
     name: str
@@ -103,6 +103,7 @@ class Algorithm:
     reason: str
     needs: tuple[Condition, ...] = ()
     worth: tuple[Condition, ...] = ()
+    strictly: tuple[Condition, ...] = ()
     rounding: Precision = "strict"
     rounds_as: str | None = None
     rectified: Callable[..., Any] | None = None
@@ -116,8 +117,9 @@ class Algorithm:
         failed = [each.text for each in self.worth if not each.holds(problem)]
         if failed:
             return f"pays with {', '.join(failed)}"
-        if self.rounding != "strict" and precision == "strict":
-            return f"rounds more than strict allows: needs precision={self.rounding!r}"
+        failed = [each.text for each in self.strictly if not each.holds(problem)]
+        if precision == "strict" and (failed or self.rounding != "strict"):
+            return f"rounds more than strict allows: needs {' and '.join(failed) or 'precision=' + repr(self.rounding)}"
         bound = limit()
         if bound is not None and self.workspace(problem) > bound:
             return f"needs {self.workspace(problem)} bytes of workspace, {bound} are allowed"
@@ -245,6 +247,17 @@ _WIDE = Condition(
 )
 
 
+def _fewest_terms(problem: Problem) -> int:
+    """Of an entry of the weight gradient: pixels that its tap of the filter meets."""
+    met = (problem.window.inside(axis, problem.x_shape[axis + 2]).sum(axis=0).min() for axis in (0, 1))
+    return problem.x_shape[0] * int(np.prod([*met]))
+
+
+# Winograd sums terms of other entries too, which cancel. What they leave is as much as the bound of 9 terms allows, a
+# seventh of that of 36.
+_LONG_SUMS = Condition(f"{2**5} or more pixels under every tap of the filter", lambda each: _fewest_terms(each) >= 2**5)
+
+
 def _tiling(tiling: Callable[..., winograd.Tiling], size: int) -> Callable[[Problem], int]:
     return lambda problem: winograd.workspace(
         tiling(problem.window, problem.x_shape, problem.weight_shape, problem.groups, size, threads())
@@ -279,7 +292,7 @@ def _winograd(size: int, operator: str, run: Callable[..., Any], workspace: Call
     return Algorithm(
         f"winograd F({size}x{size}, 3x3)", operator, functools.partial(run, size=size), cost, workspace,
         f"{9 * size**2 / (size + 2) ** 2:g} times fewer products", (FLOAT32, _TILED), (_WIDE,),
-        "strict" if size == 2 else "fast", f"winograd{size}",
+        (_LONG_SUMS,) if operator == "conv2d_dweight" else (), "strict" if size == 2 else "fast", f"winograd{size}",
         functools.partial(run, size=size, relu=True) if operator == "conv2d" else None,
         functools.partial(winograd.pooled_conv2d, size=size) if operator == "conv2d" else None,
     )  # fmt: skip
