@@ -22,6 +22,7 @@ from kernelproof.spec import UnsupportedError
 from . import manners, metamorphic, refusals  # noqa: F401 - they register their laws
 from .coverage import predicates
 from .fitting import fitted
+from .isolation import Isolated
 from .judging import told
 from .laws import Law, LawBroken, Observation
 from .problems import Problem, problems
@@ -45,6 +46,9 @@ ROUNDS = 5
 
 PATIENCE = 20
 """Problems drawn for each one asked for, at most, when a kernel declines most of them."""
+
+KEPT_STATE = "not as the first call of a new process: what the kernel keeps of earlier calls, raised ones too, decides"
+"""Said of a case that holds when it is pasted."""
 
 WIDEST = 4096
 """Elements of the largest failing result whose differences are kept as a picture, beside the smallest case."""
@@ -203,7 +207,8 @@ def hold(
             if examples:
                 run.draw(examples, zlib.crc32(f"{seed} {law.name} {operator}".encode()))
     except LawBroken:
-        pass
+        if run.broken and isinstance(check, Isolated) and not check.breaks_anew(law, run.broken.problem):
+            run.broken.args = (f"{run.broken} ({KEPT_STATE})",)
     except hypothesis.errors.Flaky:
         # The smallest case passed when it was tried again: the law broke all the same.
         if run.broken is None:

@@ -71,6 +71,19 @@ class Isolated:
             raise NotImplementedError(message)
         raise LawBroken(message, problem, index, **values)
 
+    def breaks_anew(self, law: Law, problem: Problem) -> bool:
+        """Whether the law is broken too in a process that the kernel was not called in before."""
+        if self.hung is not None:
+            return True
+        self._end()
+        try:
+            self(law, problem)
+        except LawBroken:
+            return True
+        except NotImplementedError:
+            return False
+        return False
+
     def refusal(self) -> str:
         """Why the kernel cannot be brought to a process of its own, if it cannot; the process has begun then."""
         if self._process is None and not self._refusal:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kernelproof import spec
@@ -179,6 +180,54 @@ def test_what_was_unset_is_unset_for_kernels_too(tmp_path: Path) -> None:
     command = [sys.executable, "script.py"]
     came = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert came.stdout.split() == ["refuted", "proven"]
+
+
+def test_a_case_that_needs_an_earlier_call_says_so(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(
+        "from kernelproof import spec\n\nbusy = []\n\n"
+        "def conv2d(x, weight, bias=None, **options):\n"
+        "    if busy:\n        return spec.conv2d(x, weight, bias, **options) * 0\n"
+        "    busy.append(x)\n    if options['groups'] > 1:\n        raise NotImplementedError\n"
+        "    busy.clear()\n    return spec.conv2d(x, weight, bias, **options)\n\n"
+        "def always(x, weight, bias=None, **options):\n    return spec.conv2d(x, weight, bias, **options) * 0\n"
+    )
+    for name, says in (("stuck:conv2d", True), ("stuck:always", False)):
+        command = [sys.executable, "-m", "kernelproof", "verify", name, "--op", "conv2d", "--level", "L1"]
+        came = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (came.returncode, "not as the first call of a new process" in came.stdout) == (1, says)
+
+
+@pytest.mark.parametrize(
+    ("rounded", "told"),
+    [
+        (lambda x: x.astype(np.float16).astype(np.float32), "computed in TF32 or fp16"),
+        (lambda x: _cut(x, 11), "computed in TF32 or fp16"),
+        (lambda x: _cut(x, 8), "computed in bf16"),
+        (lambda x: _cut(x, 21), "computed in 3xTF32"),
+    ],
+)
+@pytest.mark.parametrize("precision", [None, "fp32"])
+def test_the_class_of_a_kernel_that_drops_bits_is_named(rounded: Any, told: str, precision: str | None) -> None:
+    def kernel(x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
+        return spec.conv2d(rounded(x), rounded(weight), bias, **options)
+
+    [result] = verify(kernel, "conv2d", level="L2", examples=20, precision=precision).results
+    assert result.failure is not None
+    assert told in result.failure.message
+
+
+def test_bfloat16_is_no_tf32_where_tf32_is_declared() -> None:
+    def kernel(x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
+        return spec.conv2d(_cut(x, 8), _cut(weight, 8), bias, **options)
+
+    [result] = verify(kernel, "conv2d", level="L2", examples=20, precision="tf32").results
+    assert result.failure is not None
+    assert "computed in bf16" in result.failure.message
+
+
+def _cut(x: np.ndarray, bits: int) -> np.ndarray:
+    """The number with so many bits of its significand, the others zero."""
+    return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(2**32 - 2 ** (24 - bits))).view(np.float32)
 
 
 @pytest.mark.parametrize("time_limit", [None, 60.0])
