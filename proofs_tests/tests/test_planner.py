@@ -95,11 +95,22 @@ def test_a_workspace_limit_takes_a_smaller_algorithm_or_refuses():
             pass
 
 
-@pytest.mark.parametrize(("n", "h", "refused"), [(1, 6, True), (1, 7, False), (3, 4, True), (4, 4, False)])
-def test_a_weight_gradient_of_short_sums_is_no_winograds_under_strict(n, h, refused):
-    # Its terms cancel, which 9 pixels under a corner of the filter do not forgive.
-    problem = asked("conv2d_dweight", n=n, c=32, k=32, h=h)
-    assert ("pixels under every tap" in decide(problem, "strict").refused.get(F2, "")) == refused
+@pytest.mark.parametrize(("operator", "more", "refused"), [
+    ("conv2d_dweight", {"n": 1, "h": 6}, True),  # 25 pixels under a corner of the filter.
+    ("conv2d_dweight", {"n": 1, "h": 7}, False),
+    ("conv2d_dweight", {"n": 3, "h": 4}, True),
+    ("conv2d_dweight", {"n": 4, "h": 4}, False),
+    ("conv2d", {"c": 31, "padding": 2}, True),  # In the corner of y one tap of the filter meets x.
+    ("conv2d", {"c": 32, "padding": 2}, False),
+    ("conv2d", {"c": 16, "padding": 1}, False),
+    ("conv2d_dx", {"k": 31, "padding": 0}, True),  # And the corner of x.
+    ("conv2d_dx", {"k": 32, "padding": 0}, False),
+    ("conv2d_dx", {"k": 16, "padding": 1}, False),
+])  # fmt: skip
+def test_short_sums_are_no_winograds_under_strict(operator, more, refused):
+    # It also sums terms of other entries, which cancel: a bound of few terms does not forgive what is left of them.
+    problem = asked(operator, **more)
+    assert ("terms in every sum" in decide(problem, "strict").refused.get(F2, "")) == refused
     assert F2 in decide(problem, "fast").costs
 
 
