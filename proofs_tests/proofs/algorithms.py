@@ -41,6 +41,13 @@ def _function(operator: str, run: Callable[..., Any]) -> Kernel:
     return lambda *args, **kwargs: OPERATORS[operator].perform(run, *args, **kwargs)
 
 
+def rounds_as(problem: Problem) -> str | None:
+    """The class of what the planner takes under strict; None where it rounds as sums of products in any order do."""
+    if OPERATORS[problem.operator].__name__ not in {row.operator for row in planner.ALGORITHMS}:
+        return None
+    return planner.decide(planned(problem), "strict").taken.rounds_as
+
+
 def planned(problem: Problem) -> planner.Problem:
     """A convolution or its gradient as the planner sees it."""
     groups = problem.options.get("groups", 1)

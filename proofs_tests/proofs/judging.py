@@ -54,7 +54,8 @@ class Declared:
     """A kernel and what its author declared: for which problems it is, how it is told a number of threads.
 
     `reentrant`: a second call may begin before the first has ended; `checked`: it refuses wrong calls; `precision`: the
-    class of its rounding, all bits of the dtype if there is none.
+    class of its rounding, all bits of the dtype if there is none; `rounds_as`: its class on one problem, where that
+    differs.
     """
 
     function: Kernel
@@ -63,6 +64,7 @@ class Declared:
     reentrant: bool = True
     checked: bool = False
     precision: str | None = None
+    rounds_as: Callable[[Problem], str | None] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

@@ -13,7 +13,7 @@ from kernelproof.spec import OPERATORS, OPS, Dual, duals
 
 from .bounds import rounding_bound
 from .coverage import STANDS_FOR_MANY
-from .judging import Declared, Kernel, LawBroken, all_zero, compare, evaluate, place, specified
+from .judging import Declared, Kernel, LawBroken, all_zero, compare, declared, evaluate, place, specified
 from .problems import LAYOUTS, Problem, layouts_of
 from .values import INEXACT, largest_whole, significand_bits
 
@@ -197,12 +197,12 @@ def rounds_within_the_derived_bound(kernel: Kernel, problem: Problem) -> Observa
     """On reals, every element is within the rounding that its own sum of products allows."""
     arrays = problem.arrays()
     came = evaluate(kernel, problem, arrays)
-    ratio, right = within_bound(problem, arrays, came)
+    ratio, right = within_bound(kernel, problem, arrays, came)
     return Observation(ratio=ratio, vacuous=all_zero(right))
 
 
 def within_bound(
-    problem: Problem, arrays: Mapping[str, np.ndarray], came: tuple[np.ndarray, ...]
+    kernel: Kernel, problem: Problem, arrays: Mapping[str, np.ndarray], came: tuple[np.ndarray, ...]
 ) -> tuple[float, tuple[np.ndarray, ...]]:
     """The worst error over its bound, and what is right; raises LawBroken at the first element beyond its bound."""
     # The reference rounds too, less: float64 for float32, extended precision (where there is one) for float64.
@@ -210,10 +210,12 @@ def within_bound(
     given = {name: each if each.dtype.kind == "i" else each.astype(wide) for name, each in arrays.items()}
     results = problem.call(problem.spec, given)
     right = tuple(map(np.asarray, results if isinstance(results, tuple) else (results,)))
+    rounds_as = declared(kernel).rounds_as
+    rounded = replace(problem, precision=rounds_as(problem)) if rounds_as else problem
     allowed = tuple(
         kernels + references
         for kernels, references in zip(
-            rounding_bound(problem, arrays, problem.dtype),
+            rounding_bound(rounded, arrays, problem.dtype),
             # The reference keeps all the bits that it has: what the kernel declares is no excuse for it.
             rounding_bound(replace(problem, precision=None), arrays, wide),
             strict=True,

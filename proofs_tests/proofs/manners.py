@@ -39,7 +39,7 @@ def gives_the_same_bits_again(kernel: Kernel, problem: Problem) -> Observation:
     first = evaluate(kernel, problem, arrays)
     kept = _copies(first)
     after = evaluate(kernel, between, others)
-    _judge(between, others, after, f"called after another problem, {_change(problem, between)}")
+    _judge(kernel, between, others, after, f"called after another problem, {_change(problem, between)}")
     kept_after = _copies(after)
     same_bits(problem, kept, first, "once a later call was made")
     for result in (*first, *after):
@@ -67,10 +67,12 @@ def sees_that_its_inputs_have_changed(kernel: Kernel, problem: Problem) -> Obser
         one, two = generator.integers(size, size=2)
         array = arrays[name].flat
         array[one], array[two] = generator.choice([others[name].flat[one], array[two]]), array[one]
-        _judge(problem, arrays, evaluate(kernel, problem, arrays), f"after an element or two of {name} were changed")
+        came = evaluate(kernel, problem, arrays)
+        _judge(kernel, problem, arrays, came, f"after an element or two of {name} were changed")
     for name, values in others.items():
         arrays[name][...] = values
-    _judge(problem, arrays, evaluate(kernel, problem, arrays), "after the values in its arrays were changed")
+    came = evaluate(kernel, problem, arrays)
+    _judge(kernel, problem, arrays, came, "after the values in its arrays were changed")
     return Observation()
 
 
@@ -87,7 +89,7 @@ def keeps_apart_what_was_one_array(kernel: Kernel, problem: Problem) -> Observat
         once: tuple[np.ndarray, ...] = ()
         for _ in range(2):
             came = evaluate(kernel, problem, given)
-            _judge(problem, given, came, when.format(" and ".join(alike)))
+            _judge(kernel, problem, given, came, when.format(" and ".join(alike)))
             same_bits(
                 problem, once or came, came, f"when the same call is made again, {when.format(' and '.join(alike))}"
             )
@@ -165,9 +167,11 @@ def _copies(results: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     return tuple(result.copy() for result in results)
 
 
-def _judge(problem: Problem, arrays: dict[str, np.ndarray], came: tuple[np.ndarray, ...], when: str) -> None:
+def _judge(
+    kernel: Kernel, problem: Problem, arrays: dict[str, np.ndarray], came: tuple[np.ndarray, ...], when: str
+) -> None:
     try:
-        within_bound(problem, arrays, came)
+        within_bound(kernel, problem, arrays, came)
     except LawBroken as broken:
         raise LawBroken(f"{broken}, {when}", problem, broken.index, **broken.values) from None
 

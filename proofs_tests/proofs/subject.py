@@ -35,7 +35,8 @@ class Subject:
     are what was asked for and declared, as text; `source` names the state of the kernel's source. `threads` is called
     with a number of threads to use, and may return a context manager; `threads_name` is what its author calls it by.
     `reentrant`: several threads may call at once; `unavailable`: why it cannot run here at all;
-    `checked`: its calls go through the operators' doors, so that what is wrong with them is refused.
+    `checked`: its calls go through the operators' doors, so that what is wrong with them is refused; `rounds_as`: the
+    class of its rounding on one problem, if it is not `precision` on all.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Subject:
     checked: bool = False
     threads_name: str | None = None
     unavailable: str = ""
+    rounds_as: Callable[[Problem], str | None] | None = None
 
     def kernel(self, operator: str) -> Declared:
         """The function for an operator, with what laws have to know of the declaration."""
@@ -59,7 +61,10 @@ class Subject:
         def supports(problem: Problem) -> bool:
             return problem.dtype in self.dtypes and self.supports(problem)
 
-        return Declared(self.functions[operator], supports, self.threads, self.reentrant, self.checked, self.precision)
+        return Declared(
+            self.functions[operator], supports, self.threads, self.reentrant, self.checked, self.precision,
+            self.rounds_as,
+        )  # fmt: skip
 
     @property
     def declared(self) -> dict[str, Any]:
@@ -142,6 +147,7 @@ def subject_of(
         checked=isinstance(kernel, kernels.Backend),
         threads_name=threads_name,
         unavailable=_unavailable(kernel),
+        rounds_as=_as_planned if getattr(kernel, "name", None) == "cpu" else None,
     )  # fmt: skip
 
 
@@ -194,6 +200,13 @@ def _cpu_threads(count: int) -> object:
     from kernelproof.kernels.cpu.launch import on_threads
 
     return on_threads(count)
+
+
+def _as_planned(problem: Problem) -> str | None:
+    """By what the CPU's planner takes: Winograd F(2x2, 3x3) rounds by its own intermediate sums."""
+    from .algorithms import rounds_as  # It makes subjects.
+
+    return rounds_as(problem)
 
 
 def _only(subject: Subject, op: str) -> Subject:
