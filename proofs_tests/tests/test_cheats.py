@@ -526,7 +526,7 @@ WRONG_WHERE: list[tuple[str, str, Callable[..., bool]]] = [
 """Kernels that are right everywhere else: what their authors tried was too small."""
 
 
-@pytest.mark.parametrize(("operator", "what", "there"), WRONG_WHERE, ids=lambda each: str(each).replace(" ", "_"))
+@pytest.mark.parametrize(("operator", "what", "there"), WRONG_WHERE)
 def test_a_kernel_that_is_wrong_only_where_something_is_large_is_refuted(
     operator: str, what: str, there: Callable[..., bool]
 ) -> None:
