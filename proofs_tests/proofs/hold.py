@@ -130,7 +130,8 @@ class _Run:
 
     def declines_the_layout(self, problem: Problem, broken: LawBroken) -> bool:
         """Whether a kernel that refused a problem takes the same values where they lie plainly in memory."""
-        if "refusal" not in broken.values or problem.layout == "contiguous" or self.subject.checked:
+        # One that cannot be written to is no layout: who refuses it writes to its inputs.
+        if "refusal" not in broken.values or problem.layout in ("contiguous", "read_only") or self.subject.checked:
             return False
         try:
             self.check_one(self.law, replace(problem, layout="contiguous"))
