@@ -24,7 +24,7 @@ from .coverage import predicates
 from .fitting import fitted
 from .isolation import Isolated
 from .judging import told
-from .laws import Law, LawBroken, Observation
+from .laws import LAWS, Law, LawBroken, Observation
 from .problems import Problem, problems
 from .report import RATIO_BINS, Failure, Result
 from .subject import Subject
@@ -130,14 +130,25 @@ class _Run:
 
     def declines_the_layout(self, problem: Problem, broken: LawBroken) -> bool:
         """Whether a kernel that refused a problem takes the same values where they lie plainly in memory."""
-        # One that cannot be written to is no layout: who refuses it writes to its inputs.
-        if "refusal" not in broken.values or problem.layout in ("contiguous", "read_only") or self.subject.checked:
+        if "refusal" not in broken.values or problem.layout == "contiguous" or self.subject.checked:
             return False
+        if problem.layout == "read_only" and self.refuses(problem):
+            return False  # Who refuses what cannot be written to writes to its inputs.
         try:
             self.check_one(self.law, replace(problem, layout="contiguous"))
         except (LawBroken, UnsupportedError, NotImplementedError):
             return False
         return True
+
+    def refuses(self, problem: Problem) -> bool:
+        """Whether a single call raises: some laws make calls in other layouts beside it."""
+        try:
+            self.check_one(LAWS["rounds_within_the_derived_bound"], problem)
+        except LawBroken as broken:
+            return "refusal" in broken.values
+        except (UnsupportedError, NotImplementedError):
+            return False
+        return False
 
     def decline(self, why: str, problem: Problem) -> None:
         self.unsupported += 1
