@@ -11,7 +11,7 @@ import numpy as np
 from .judging import Kernel, LawBroken, all_zero, compare, evaluate
 from .laws import LINEAR, Observation, law
 from .neighbours import legal, resized
-from .problems import Problem
+from .problems import TILES, Problem
 from .values import laid_out
 
 Arrays = Mapping[str, np.ndarray]
@@ -21,8 +21,8 @@ IMAGE_BY_IMAGE = (
 )  # fmt: skip
 
 
-ALONE = 65
-"""Images of a batch that are tried alone, at most."""
+ALONE = max(TILES)
+"""Images of a batch that are tried alone, at most: all, but for batches past the blocks of long sums."""
 
 PLAIN = "3x3, stride 1, dilation 1, padding other than 1"
 CROPPING = tuple(f"padding past the filter's reach, {side} alone" for side in ("before", "after"))

@@ -147,7 +147,7 @@ def subject_of(
         checked=isinstance(kernel, kernels.Backend),
         threads_name=threads_name,
         unavailable=_unavailable(kernel),
-        rounds_as=_as_planned if getattr(kernel, "name", None) == "cpu" else None,
+        rounds_as=_as_planned if isinstance(kernel, kernels.Backend) and kernel.name == "cpu" else None,
     )  # fmt: skip
 
 

@@ -167,6 +167,17 @@ def test_what_a_kernel_raises_is_told_apart_from_what_judging_it_raises() -> Non
         assert str(told(problem, caught.value)) == said
 
 
+def test_nobody_else_is_held_to_the_bound_of_this_project_s_planner() -> None:
+    class Named:
+        name = "cpu"
+
+        def __call__(self, *arrays: Any, **options: Any) -> Any:
+            return spec.conv2d(*arrays, **options)
+
+    assert subject_of("cpu", "conv2d").rounds_as is not None
+    assert subject_of(Named(), "conv2d").rounds_as is None
+
+
 def test_what_was_unset_is_unset_for_kernels_too(tmp_path: Path) -> None:
     (tmp_path / "asks.py").write_text(
         "import os\nfrom kernelproof import spec\n\n"
