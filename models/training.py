@@ -11,7 +11,7 @@ from kernelproof.spec import cross_entropy, cross_entropy_dlogits, sgd
 from kernelproof.spec.chain import SpecChain
 from kernelproof.spec.errors import KernelproofError, ParameterError, ShapeError
 from kernelproof.spec.parameters import Parameters
-from kernelproof.spec.window import whole
+from kernelproof.spec.window import MOST, MOST_SEED, whole
 
 from .host import on_host
 from .loss_scale import LossScale, in_float16
@@ -40,8 +40,8 @@ class TrainConfig:
     For chains on the specification or compiled for CUDA: the CPU kernels take float32 and float64."""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            whole("TrainConfig", name, getattr(self, name), least)
+        for name, least, most in (("epochs", 1, MOST), ("batch_size", 1, MOST), ("seed", 0, MOST_SEED)):
+            whole("TrainConfig", name, getattr(self, name), least, most)
         for name in ("learning_rate", "momentum"):
             rate = getattr(self, name)
             if not 0 <= rate < math.inf:

@@ -16,7 +16,7 @@ from .layers import Layer, Perform, SlidingLayer
 from .operator import check_arrays, check_shape
 from .parameters import Gradients, Parameters
 from .shape_algebra import Domain, ReceptiveField, Shape, SizeMap, Sizes, shape_text
-from .window import pair, whole
+from .window import MOST_SEED, pair, whole
 from .wiring import Step, drawn, join, parse
 
 _MOST = 1024
@@ -188,7 +188,7 @@ class SpecChain:
         """Kaiming-uniform parameters as PyTorch's layers start with, the same for the same seed."""
         if np.dtype(dtype).kind != "f":
             raise DtypeError("SpecChain", f"dtype={dtype}", "a floating type", "Use .astype on the record afterwards.")
-        generator = np.random.default_rng(whole("SpecChain", "seed", seed, 0))
+        generator = np.random.default_rng(whole("SpecChain", "seed", seed, 0, MOST_SEED))
         return self.parameters(
             {
                 f"{step.name}.{key}": array

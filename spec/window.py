@@ -27,17 +27,19 @@ AXES = ("height", "width")
 MOST = 2**31 - 1
 """The greatest size or parameter: what lies beyond is a mistake, and would overflow an index before it was found."""
 
+MOST_SEED = 2**128 - 1
+"""The greatest seed: as many bits as numpy takes from the system for one."""
 
-def whole(operator: str, name: str, value: object, least: int) -> int:
-    """`value` as an int that is at least `least`; raises ParameterError."""
+
+def whole(operator: str, name: str, value: object, least: int, most: int = MOST) -> int:
+    """`value` as an int from `least` to `most`; raises ParameterError."""
     try:
         number = python_operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or not least <= number <= MOST:
-        raise ParameterError(
-            operator, f"{name}={value!r}", f"a whole number from {least} to {MOST}", f"Pass {name}={least} or more."
-        )
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        remedy = f"Pass {name}={most} or less." if number and number > most else f"Pass {name}={least} or more."
+        raise ParameterError(operator, f"{name}={value!r}", f"a whole number from {least} to {most}", remedy)
     return number
 
 

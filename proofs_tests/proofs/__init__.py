@@ -3,8 +3,9 @@
 if __name__ != "kernelproof.proofs":
     raise ImportError("import kernelproof.proofs, not proofs: the folder is the package's source")
 
+from .drawing import problems
 from .laws import LAWS, Kernel, Law, LawBroken
-from .problems import Problem, problems
+from .problems import Problem
 from .report import Failure, Report, Result
 from .subject import Subject, subject_of
 from .verify import check, verify

@@ -1,42 +1,31 @@
 """One law held against one kernel: problems drawn, the first that breaks the law shrunk to the smallest."""
 
-import contextlib
 import math
 import time
 import warnings
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import islice
 from typing import TypeAlias
-from unittest import mock
 
 import hypothesis
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.internal.conjecture.providers import HypothesisProvider
-from hypothesis.strategies import SearchStrategy
 
 from kernelproof.spec import UnsupportedError
 
 from . import manners, metamorphic, refusals  # noqa: F401 - they register their laws
 from .coverage import predicates
+from .drawing import Domain, shrink
 from .fitting import fitted
 from .isolation import Isolated
 from .judging import told
 from .laws import LAWS, Law, LawBroken, Observation
-from .problems import Problem, problems
+from .problems import Problem
 from .report import RATIO_BINS, Failure, Result
 from .subject import Subject
 
 Check: TypeAlias = Callable[[Law, Problem], Observation]
 """Checks one law on one problem: in this process, or wherever the kernel is kept."""
-
-TOGETHER = 10
-"""Problems drawn with one seed. hypothesis makes them resemble each other: rare ones come many at once or not at all.
-
-Of hundreds of convolutions, ten times ten had one past the 29th column every time, one time a hundred four of five.
-"""
 
 DIRECTED = 3
 """Problems drawn for each predicate of the coverage list that chance has left out."""
@@ -46,6 +35,9 @@ ROUNDS = 5
 
 PATIENCE = 20
 """Problems drawn for each one asked for, at most, when a kernel declines most of them."""
+
+SEARCHED = 2000
+"""Problems among which there is one to find, or the search ends."""
 
 KEPT_STATE = "not as the first call of a new process: what the kernel keeps of earlier calls, raised ones too, decides"
 """Said of a case that holds when it is pasted."""
@@ -79,6 +71,10 @@ def reason(declined: Exception) -> str:
     return str(declined) or f"it raised {type(declined).__name__}"
 
 
+def _always(problem: Problem) -> bool:
+    return True
+
+
 @dataclass
 class _Run:
     """What one law has seen of one kernel."""
@@ -99,7 +95,11 @@ class _Run:
     broken: LawBroken | None = None
     widest: LawBroken | None = None
 
-    def check(self, problem: Problem, holds: Callable[[Problem], bool] = lambda problem: True) -> None:
+    @property
+    def domain(self) -> Domain:
+        return Domain(self.operator, self.law.family, self.subject.dtypes, self.subject.precision)
+
+    def check(self, problem: Problem, holds: Callable[[Problem], bool] = _always) -> None:
         """Check the law on a problem, or on one that fits the declaration, if the problem does not, and still holds."""
         if not self.subject.supports(problem):
             self.decline(outside(self.subject), problem)
@@ -164,29 +164,54 @@ class _Run:
 
     def draw(self, examples: int, seed: int) -> None:
         """Check as many problems as were asked for, and some for each predicate that chance has left out."""
-        strategy = problems(self.operator, self.law.family, self.subject.dtypes, self.subject.precision)
-        strategy = strategy.filter(self.law.where)
-        sizes = [min(TOGETHER, examples - drawn) for drawn in range(0, examples, TOGETHER)]
-        for run, size in enumerate(sizes * PATIENCE):
+        for tried, (problem, choices) in enumerate(islice(self.drawn(seed), PATIENCE * examples)):
             # What is declared fits at once, or the law leads away from it; what is raised may be rare.
             in_vain = not self.unsupported or (self.subject.limits and not self.seen)
-            if run >= len(sizes) and (self.seen >= examples or in_vain):
+            if tried >= examples and (self.seen >= examples or in_vain):
                 break
-            draw(strategy, self.check, size, seed + run)
-        for name, holds in predicates(self.operator).items():
+            self.check_or_shrink(problem, choices)
+        for name in predicates(self.operator):
             if self.seen and name not in self.law.never:
-                self.draw_with(name, holds, strategy.filter(holds), seed)
+                self.draw_with(name, seed)
 
-    def draw_with(
-        self, name: str, holds: Callable[[Problem], bool], strategy: SearchStrategy[Problem], seed: int
-    ) -> None:
-        """Draw problems with a predicate until one is taken, unless the kernel seems to decline them all."""
+    def draw_with(self, name: str, seed: int) -> None:
+        """Check problems with a predicate until one is taken, unless the kernel seems to decline them all."""
+        holds, found = predicates(self.operator)[name], self.drawn(seed, name)
         for again in range(ROUNDS):
             # Were they declined as seldom as other problems, so many of them would have been taken by now.
             taken_by_chance = self.missed[name] * self.seen / max(1, self.unsupported)
             if self.hit[name] or taken_by_chance >= DIRECTED or (again and not self.missed[name]):
                 break
-            draw(strategy, partial(self.check, holds=holds), DIRECTED, seed + again)
+            for problem, choices in islice(found, DIRECTED):
+                self.check_or_shrink(problem, choices, holds)
+
+    def drawn(self, seed: int, predicate: str = "") -> Iterator[tuple[Problem, Sequence[int]]]:
+        """The law's problems, with the predicate if one is named, as long as there is one among so many."""
+        # A seed of its own for each law: laws that saw the same problems would be blind to the same faults.
+        chance = self.domain.at_random(f"{seed} {self.law.name} {self.operator} {predicate}")
+        holds, searched = predicates(self.operator).get(predicate, _always), 0
+        for problem, choices in chance:
+            searched += 1
+            if self.law.where(problem) and holds(problem):
+                searched = 0
+                yield problem, choices
+            if searched == SEARCHED:
+                return
+
+    def check_or_shrink(
+        self, problem: Problem, choices: Sequence[int], holds: Callable[[Problem], bool] = _always
+    ) -> None:
+        """Check one problem; what leaves is the exception of the smallest that fails like it."""
+
+        def smaller(problem: Problem) -> None:
+            hypothesis.assume(self.law.where(problem) and holds(problem))
+            self.check(problem, holds)
+
+        try:
+            self.check(problem, holds)
+        except LawBroken as broken:
+            shrink(self.domain, choices, smaller)
+            raise hypothesis.errors.Flaky("It held when it was tried again.") from broken
 
 
 def hold(
@@ -215,9 +240,8 @@ def hold(
             for problem in known:
                 if problem.dtype in subject.dtypes and problem.precision == subject.precision:
                     run.check(problem)
-            # A seed of its own for each law: laws that saw the same problems would be blind to the same faults.
             if examples:
-                run.draw(examples, zlib.crc32(f"{seed} {law.name} {operator}".encode()))
+                run.draw(examples, seed)
     except LawBroken:
         if run.broken and isinstance(check, Isolated) and not check.breaks_anew(law, run.broken.problem):
             run.broken.args = (f"{run.broken} ({KEPT_STATE})",)
@@ -249,31 +273,3 @@ def _picture(broken: LawBroken) -> tuple[bool, int]:
     differences = broken.values.get("differences")
     size = math.prod(differences.shape) if differences else 0
     return (False, 0) if not differences or size > WIDEST else (differences.count < size, size)
-
-
-def draw(strategy: SearchStrategy[Problem], check: Callable[[Problem], None], examples: int, seed: int) -> None:
-    """Check drawn problems; the exception that leaves is the smallest failing problem's."""
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=examples,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate, Phase.shrink),
-        report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @hypothesis.given(strategy)
-    def every(problem: Problem) -> None:
-        check(problem)
-
-    unmixed = mock.patch.object(HypothesisProvider, "_maybe_draw_constant", _no_constant, create=True)
-    with unmixed, contextlib.suppress(hypothesis.errors.Unsatisfiable):
-        every()
-
-
-def _no_constant(*_: object, **__: object) -> None:
-    """hypothesis mixes in numbers that loaded modules have in their source; a seed shall mean the same everywhere.
-
-    No setting turns it off, and a registered backend of its own would be asked for problems without any search.
-    """

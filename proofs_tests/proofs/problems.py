@@ -1,7 +1,8 @@
 """Problems to hold a kernel to: a configuration, a value family and a seed, valid by construction.
 
-hypothesis draws the configuration alone, so a failing problem shrinks to a few small numbers and prints as one line
-that runs. The arrays follow from the seed. One strategy a row of the operator table; gradients share the forward's.
+A configuration is a few choices, so a failing problem shrinks to a few small numbers and prints as one line that runs.
+The arrays follow from the seed. One function a row of the operator table; gradients share the forward's. The choices
+come from chance or from hypothesis: kernelproof.proofs.drawing.
 """
 
 import inspect
@@ -11,7 +12,6 @@ from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from hypothesis import strategies as st
 
 from kernelproof.spec import OPS, Op, Window, find
 from kernelproof.spec.errors import KernelproofError
@@ -136,122 +136,122 @@ def _parameters(operator: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(find(operator)).parameters
 
 
-# Strategies are made once: hypothesis examines each new one, which takes longer than to draw from it.
+class Choices:
+    """Choices that make up a configuration: each is a number below a count, and the smaller the simpler."""
+
+    def __init__(self, below: Callable[[int], int]) -> None:
+        self._below = below
+
+    def one_of(self, *choices: T) -> T:
+        """One of these, the simplest first."""
+        return choices[self._below(len(choices))]
+
+    def between(self, least: int, most: int) -> int:
+        """A number from `least` to `most`."""
+        return least + self._below(most - least + 1)
+
+    def flag(self) -> bool:
+        """False or True."""
+        return self.one_of(False, True)
+
+    def size(self, most: int) -> int:
+        """A size from 1 to `most`."""
+        return self.between(1, most)
+
+    def size_or_tile(self, least: int, most: int) -> int:
+        """A few, or as often a size beside a tile's."""
+        return self.one_of(*TILES) if self.flag() else self.between(least, most)
+
+    def batch(self) -> int:
+        """Mostly a few, now and then none: an empty batch is legal and proves little."""
+        return self.one_of(1, 2, 3, 4, 2, 3, 5, 0)
 
 
-@cache
-def _one_of(*choices: T) -> st.SearchStrategy[T]:
-    return st.sampled_from(choices)
-
-
-@cache
-def _between(least: int, most: int) -> st.SearchStrategy[int]:
-    return st.integers(least, most)
-
-
-def _size(most: int) -> st.SearchStrategy[int]:
-    return _between(1, most)
-
-
-@cache
-def _size_or_tile(least: int, most: int) -> st.SearchStrategy[int]:
-    return st.one_of(_between(least, most), _one_of(*TILES))
-
-
-_batch = _one_of(1, 2, 3, 4, 2, 3, 5, 0)
-"""Mostly a few, now and then none: an empty batch is legal and proves little."""
-
-
-_extent = _one_of(1, 2, 3, 1, 2, 3, 4, 5, 7)
-_flag = st.booleans()
-_axes = st.lists(_batch, max_size=4)
-
-
+Configuration: TypeAlias = tuple[dict[str, Shape], dict[str, Any], Shape]
+"""The forward's shapes, its options, and its result's shape."""
 Pair: TypeAlias = tuple[int, int]
 
 
-def _geometry(draw: st.DrawFn, common: Pair, stride: int, kind: str) -> tuple[Pair, Pair, Pair]:
+def _geometry(choices: Choices, common: Pair, stride: int, kind: str) -> tuple[Pair, Pair, Pair]:
     """Filter, stride and dilation; one in four has the `common` filter, with this stride, that kernels are fast at.
 
     Of the kind "far" one of the three is larger than usual, of the kind "large" the filter is small.
     """
-    if draw(_one_of("any", "any", "any", "common")) == "common" and kind != "far":
+    if choices.one_of("any", "any", "any", "common") == "common" and kind != "far":
         return common, (stride, stride), (1, 1)
-    extent = {"far": _size(3), "large": _size(2)}.get(kind, _extent)
-    chosen = [(draw(extent), draw(extent)), *((draw(_size(3)), draw(_size(3))) for _ in range(2))]
+    extents = {"far": (1, 2, 3), "large": (1, 2)}.get(kind, (1, 2, 3, 1, 2, 3, 4, 5, 7))
+    chosen = [tuple(choices.one_of(*each) for _ in range(2)) for each in (extents, (1, 2, 3), (1, 2, 3))]
     if kind == "far":
-        which = draw(_between(0, 2))
-        chosen[which] = (draw(_one_of(*FAR)), draw(_one_of(1, *FAR)))[:: draw(_one_of(1, -1))]
+        which = choices.between(0, 2)
+        chosen[which] = (choices.one_of(*FAR), choices.one_of(1, *FAR))[:: choices.one_of(1, -1)]
     kernel, stride_of_axes, dilation = chosen
     return kernel, stride_of_axes, dilation
 
 
-@st.composite
-def conv2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+def conv2d(choices: Choices, family: str) -> Configuration:
     """Every geometry of a convolution: any stride, dilation, four paddings and groups, sizes that fit."""
     # One long axis at a time: past every tile and vector width, at a cost that stays small.
-    long = draw(_one_of(*3 * CONV2D_LONG, "large"))
-    groups, n = draw(_one_of(1, 2, 1, 3)), draw(_batch)
-    channels, filters = draw(_size(3)), draw(_size(3))
+    long = choices.one_of(*3 * CONV2D_LONG, "large")
+    groups, n = choices.one_of(1, 2, 1, 3), choices.batch()
+    channels, filters = choices.size(3), choices.size(3)
     # The 3x3 that fast algorithms are written for, with any padding: preconditions get forgotten there.
-    kernel, stride, dilation = _geometry(draw, (3, 3), 1, long)
-    side = _between(0, 8 if long == "far" else 3)
-    padding = tuple((draw(side), draw(side)) for _ in range(2))
+    kernel, stride, dilation = _geometry(choices, (3, 3), 1, long)
+    most = 8 if long == "far" else 3
+    padding = tuple((choices.between(0, most), choices.between(0, most)) for _ in range(2))
     window = Window(kernel, stride, padding, dilation)
-    h, w = (_fitting(draw, window, axis) for axis in (0, 1))
+    h, w = (_fitting(choices, window, axis) for axis in (0, 1))
     match long:
         case "channels":
-            channels = draw(_one_of(*TILES))
+            channels = choices.one_of(*TILES)
         case "filters":
-            filters = draw(_one_of(*TILES))
+            filters = choices.one_of(*TILES)
         case "n":
-            n = draw(_one_of(*TILES[:12]))
+            n = choices.one_of(*TILES[:12])
         case "h":
-            h += draw(_one_of(*TILES[:12]))
+            h += choices.one_of(*TILES[:12])
         case "wide":
             # Registers hold columns of several filters, or of channels in the gradient: two tiles along both axes.
-            w = _across(draw, window)
-            many = draw(_one_of(1, 2, 3, *TILES[3:9]))
-            n, (channels, filters) = min(n, 2), draw(_one_of((2, many), (many, 2)))
+            w = _across(choices, window)
+            many = choices.one_of(1, 2, 3, *TILES[3:9])
+            n, (channels, filters) = min(n, 2), choices.one_of((2, many), (many, 2))
         case "groups":
-            groups = draw(_one_of(*TILES[:9]))
+            groups = choices.one_of(*TILES[:9])
         case "both":
             # Blocks of filters and of channels in one matrix product.
-            n, channels, filters = min(n, 2), draw(_one_of(*TILES[3:9])), draw(_one_of(*TILES[3:9]))
+            n, channels, filters = min(n, 2), choices.one_of(*TILES[3:9]), choices.one_of(*TILES[3:9])
         case "large":
             n, groups, channels, filters, h, w = 2, min(groups, 2), min(channels, 2), min(filters, 2), PLANE, PLANE
             h, w = h + window.extent(0), w + window.extent(1)
     shapes = {"x": (n, channels * groups, h, w), "weight": (filters * groups, channels, *kernel)}
-    if draw(_flag):
+    if choices.flag():
         shapes["bias"] = (filters * groups,)
     output = (n, filters * groups, window.p((h, w)), window.q((h, w)))
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return shapes, options, output
 
 
-@st.composite
-def max_pool2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+def max_pool2d(choices: Choices, family: str) -> Configuration:
     """Every geometry of max pooling in which each window sees the input."""
-    long = draw(_one_of(*3 * POOL_LONG, "large"))
-    n, c = draw(_batch), draw(_size(4))
+    long = choices.one_of(*3 * POOL_LONG, "large")
+    n, c = choices.batch(), choices.size(4)
     # The 2x2 with stride 2 that kernels have a path of their own for.
-    kernel, stride, dilation = _geometry(draw, (2, 2), 2, long)
+    kernel, stride, dilation = _geometry(choices, (2, 2), 2, long)
     padding = ((0, 0), (0, 0))
     if (kernel, stride, dilation) != ((2, 2), (2, 2), (1, 1)):
         reaches = ((size - 1) * gap for size, gap in zip(kernel, dilation, strict=True))
-        padding = tuple((draw(_between(0, reach)), draw(_between(0, reach))) for reach in reaches)
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": draw(_flag)}
+        padding = tuple((choices.between(0, reach), choices.between(0, reach)) for reach in reaches)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": choices.flag()}
     window = Window(kernel, **options)
-    h, w = (_fitting(draw, window, axis) for axis in (0, 1))
+    h, w = (_fitting(choices, window, axis) for axis in (0, 1))
     match long:
         case "wide":
-            w = _across(draw, window)
+            w = _across(choices, window)
         case "channels":
-            c = draw(_one_of(*TILES[:12]))
+            c = choices.one_of(*TILES[:12])
         case "n":
-            n = draw(_one_of(*TILES[:9]))
+            n = choices.one_of(*TILES[:9])
         case "h":
-            h += draw(_one_of(*TILES[:12]))
+            h += choices.one_of(*TILES[:12])
         case "large":
             n, c, h, w = 2, min(c, 2), PLANE, PLANE
     try:
@@ -261,98 +261,94 @@ def max_pool2d(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str
         options["padding"] = ((0, 0), (0, 0))
         h, w = max(h, window.extent(0)), max(w, window.extent(1))
     window = Window(kernel, **options)
-    options |= {"kernel_size": kernel, "return_indices": draw(_flag)}
+    options |= {"kernel_size": kernel, "return_indices": choices.flag()}
     return {"x": (n, c, h, w)}, options, (n, c, window.p((h, w)), window.q((h, w)))
 
 
-@st.composite
-def linear(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+def linear(choices: Choices, family: str) -> Configuration:
     """Any batch and feature counts: one of them long, past the blocks of a sum, or all past a tile."""
-    n, c, k = draw(_batch), draw(_size(5)), draw(_size(5))
-    match draw(_one_of("none", "n", "c", "k", "n", "c", "k", "all", "large")):
+    n, c, k = choices.batch(), choices.size(5), choices.size(5)
+    match choices.one_of("none", "n", "c", "k", "n", "c", "k", "all", "large"):
         case "n":
-            n = draw(_one_of(*TILES, *BLOCKS))
+            n = choices.one_of(*TILES, *BLOCKS)
         case "c":
-            c = draw(_one_of(*TILES, *BLOCKS))
+            c = choices.one_of(*TILES, *BLOCKS)
         case "k":
-            k = draw(_one_of(*TILES, *BLOCKS))
+            k = choices.one_of(*TILES, *BLOCKS)
         case "all":
-            n, c, k = (draw(_one_of(*TILES[:12])) for _ in range(3))
+            n, c, k = (choices.one_of(*TILES[:12]) for _ in range(3))
         case "large":
-            n, c, k = draw(_one_of((257, 257, k), (n, 257, 257), (257, c, 257)))
+            n, c, k = choices.one_of((257, 257, k), (n, 257, 257), (257, c, 257))
     shapes = {"x": (n, c), "weight": (k, c)}
-    if draw(_flag):
+    if choices.flag():
         shapes["bias"] = (k,)
     return shapes, {}, (n, k)
 
 
-@st.composite
-def relu(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+def relu(choices: Choices, family: str) -> Configuration:
     """Any shape, of up to five axes."""
-    shape = draw(_any_shape())
+    shape = _any_shape(choices)
     return {"x": shape}, {}, shape
 
 
-@st.composite
-def flatten(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+def flatten(choices: Choices, family: str) -> Configuration:
     """Any batch of images, one of the sizes long now and then."""
-    n, c, h, w = draw(_batch), draw(_size(4)), draw(_size(5)), draw(_size(5))
-    match draw(_one_of(*2 * ("none", "n", "c", "h", "w", "w"), "large")):
+    n, c, h, w = choices.batch(), choices.size(4), choices.size(5), choices.size(5)
+    match choices.one_of(*2 * ("none", "n", "c", "h", "w", "w"), "large"):
         case "n":
-            n = draw(_one_of(*TILES))
+            n = choices.one_of(*TILES)
         case "c":
-            c = draw(_one_of(*TILES))
+            c = choices.one_of(*TILES)
         case "h":
-            h = draw(_one_of(*TILES))
+            h = choices.one_of(*TILES)
         case "w":
-            w = draw(_one_of(*TILES))
+            w = choices.one_of(*TILES)
         case "large":
             n, h, w = 2, PLANE, PLANE
     return {"x": (n, c, h, w)}, {}, (n, c * h * w)
 
 
-@st.composite
-def cross_entropy(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+def cross_entropy(choices: Choices, family: str) -> Configuration:
     """Any number of rows and classes; more than a few now and then, up to a thousand classes."""
-    n, k = draw(_size_or_tile(1, 5)), draw(st.one_of(_size_or_tile(1, 6), _one_of(*BLOCKS, *CLASSES)))
+    n, k = (
+        choices.size_or_tile(1, 5),
+        (choices.one_of(*BLOCKS, *CLASSES) if choices.flag() else choices.size_or_tile(1, 6)),
+    )
     return {"logits": (n, k), "target": (n,)}, {}, ()
 
 
-@st.composite
-def sgd(draw: st.DrawFn, family: str) -> tuple[dict[str, Shape], dict[str, Any], Shape]:
+def sgd(choices: Choices, family: str) -> Configuration:
     """Any shape; whole rates where the result has to be exact, everyday ones where it is rounded."""
-    shape = draw(_any_shape())
+    shape = _any_shape(choices)
     rates = {"real": (0.0, 0.01, 0.1, 0.9), "mantissa": (0, 1)}.get(family, (0, 1, 2, 3))
-    options = {"learning_rate": draw(_one_of(*rates)), "momentum": draw(_one_of(*rates))}
+    options = {"learning_rate": choices.one_of(*rates), "momentum": choices.one_of(*rates)}
     return {"parameter": shape, "gradient": shape, "velocity": shape}, options, shape
 
 
-@cache
-@st.composite
-def _any_shape(draw: st.DrawFn) -> Shape:
+def _any_shape(choices: Choices) -> Shape:
     # Mostly rows of several elements: a single one is zero too often to prove anything.
-    match draw(_one_of("rows", "rows", "rows", "rows", "rows", "rows", "one", "long")):
+    match choices.one_of("rows", "rows", "rows", "rows", "rows", "rows", "one", "long"):
         case "one":
             return ()
         case "long":
             # Past what kernels hand to one task, or a GPU to one block of threads.
-            return (draw(_one_of(*LONG)),)
-    return (*draw(_axes), draw(_size_or_tile(4, 10)))
+            return (choices.one_of(*LONG),)
+    return (*(choices.batch() for _ in range(choices.between(0, 4))), choices.size_or_tile(4, 10))
 
 
-def _fitting(draw: st.DrawFn, window: Window, axis: int, outputs: int = 1, spare: int = 5) -> int:
+def _fitting(choices: Choices, window: Window, axis: int, outputs: int = 1, spare: int = 5) -> int:
     """An input size at which the window takes so many positions, the smallest legal one or up to `spare` above it."""
     least = (outputs - 1) * window.stride[axis] + window.extent(axis) - sum(window.padding[axis])
-    return max(1, least) + draw(_between(0, spare))
+    return max(1, least) + choices.between(0, spare)
 
 
-def _across(draw: st.DrawFn, window: Window) -> int:
+def _across(choices: Choices, window: Window) -> int:
     """A width across which the window takes as many steps as there are columns in several register tiles."""
     _, stride = window.stride
-    return _fitting(draw, window, 1, draw(_one_of(*WIDE)), stride - 1)
+    return _fitting(choices, window, 1, choices.one_of(*WIDE), stride - 1)
 
 
-STRATEGIES: Mapping[str, Callable[[str], st.SearchStrategy[Any]]] = {
+CONFIGURATIONS: Mapping[str, Callable[[Choices, str], Configuration]] = {
     "conv2d": conv2d,
     "max_pool2d": max_pool2d,
     "linear": linear,
@@ -361,24 +357,3 @@ STRATEGIES: Mapping[str, Callable[[str], st.SearchStrategy[Any]]] = {
     "cross_entropy": cross_entropy,
     "sgd": sgd,
 }
-
-
-@cache
-def _configurations(row: str, family: str) -> st.SearchStrategy[tuple[dict[str, Shape], dict[str, Any], Shape]]:
-    return STRATEGIES[row](family)
-
-
-@st.composite
-def problems(
-    draw: st.DrawFn,
-    operator: str,
-    family: str,
-    dtypes: tuple[str, ...] = ("float32",),
-    precision: str | None = None,
-) -> Problem:
-    """Problems of one operator with values of one family."""
-    shapes, options, output = draw(_configurations(operator.partition(".")[0], family))
-    seed = draw(_between(0, 2**16 - 1))
-    layout = draw(_one_of(*layouts_of(family)))
-    dtype = draw(_one_of(*dtypes))
-    return Problem(operator, shapes, options, output, family, seed, dtype, layout, precision)

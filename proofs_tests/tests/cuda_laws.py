@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from kernelproof import kernels, spec
 from kernelproof.kernels.cuda.host.arrays import SIMULATED, DeviceArray, Place, cuda
 from kernelproof.proofs import metamorphic  # noqa: F401 - registers its laws
+from kernelproof.proofs.drawing import problems
 from kernelproof.proofs.judging import Declared
 from kernelproof.proofs.laws import LAWS
 from kernelproof.proofs.neighbours import of_one_shape
-from kernelproof.proofs.problems import Problem, problems
+from kernelproof.proofs.problems import Problem
 from kernelproof.spec import OPERATORS, DtypeError, KernelproofError, ShapeError, UnsupportedError
 
 on_a_gpu = pytest.mark.skipif(SIMULATED, reason="the simulator has no streams and no other library's arrays")

@@ -2,24 +2,21 @@
 
 import math
 from functools import cache
+from itertools import islice
 
-from kernelproof.proofs.hold import draw
-from kernelproof.proofs.problems import Problem, problems
+from kernelproof.proofs.drawing import Domain
+from kernelproof.proofs.problems import Problem
 from kernelproof.spec import OPERATORS
 
 DRAWN = 1000
 """Problems of one operator among which each choice has to come up."""
-SEEDS = 10
 
 
 @cache
 def drawn(operator: str, family: str = "whole", count: int = DRAWN) -> list[Problem]:
     """Problems as a law would see them."""
-    seen: list[Problem] = []
-    # One seed's draws lean on each other: the share of a choice among many is seen over several seeds.
-    for seed in range(SEEDS):
-        draw(problems(operator, family, ("float32", "float64")), seen.append, count // SEEDS, seed)
-    return seen
+    chance = Domain(operator, family, ("float32", "float64")).at_random("0")
+    return [problem for problem, _ in islice(chance, count)]
 
 
 LINEAR = [name for name in OPERATORS if name.startswith(("conv2d", "linear"))]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from kernelproof.proofs.bounds import rounding_bound
+from kernelproof.proofs.drawing import problems
 from kernelproof.proofs.judging import compare
-from kernelproof.proofs.problems import Problem, problems
+from kernelproof.proofs.problems import Problem
 from kernelproof.spec import OPS
 
 EXPORTED = {name: op.onnx for name, op in OPS.items() if op.onnx}

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelproof.proofs.bounds import rounding_bound
-from kernelproof.proofs.problems import Problem, problems
+from kernelproof.proofs.drawing import problems
+from kernelproof.proofs.problems import Problem
 from kernelproof.spec import OPERATORS, Window
 
 functional: Any = torch.nn.functional

@@ -123,6 +123,10 @@ def test_initialisation_is_kaiming_uniform_and_follows_the_seed():
         assert abs(parameters[f"{key}.weight"]).max() > 0.98 * bound
     assert all((array == chain.initialise(7)[key]).all() for key, array in parameters.items())
     assert (parameters["fc1.bias"] != chain.initialise(8)["fc1.bias"]).any()
+    # What secrets.randbits(128) gives is a seed too.
+    assert (parameters["fc1.bias"] != chain.initialise(2**128 - 1)["fc1.bias"]).any()
+    with pytest.raises(ParameterError, match=r"seed=-1; .* Pass seed=0 or more"):
+        chain.initialise(-1)
     assert chain.initialise(7, np.float64)["fc1.bias"].dtype == np.float64
     for seed, dtype in ((-1, np.float32), (0, np.int64)):
         with pytest.raises(KernelproofError):

@@ -12,7 +12,7 @@ from test_cuda_ptx import compiler, compilers_are_installed, types
 from test_cuda_recorded import cnn, drawn, on_a_gpu, play
 
 from kernelproof import kernels, spec
-from kernelproof.proofs.problems import problems
+from kernelproof.proofs.drawing import problems
 
 HALVES = ("float16", "bfloat16")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numba import config
 
 from kernelproof import kernels, spec
-from kernelproof.proofs.problems import problems
+from kernelproof.proofs.drawing import problems
 from kernelproof.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU, SpecChain
 
 modules: Any = SimpleNamespace(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kernelproof.models.onnx_export import NODES
-from kernelproof.proofs.problems import STRATEGIES
+from kernelproof.proofs.problems import CONFIGURATIONS
 from kernelproof.proofs.verify import LEVELS, laws_of
 from kernelproof.spec import OPERATORS, OPS
 
@@ -149,8 +149,8 @@ def test_every_operator_has_a_kernel_on_every_backend():
     assert not missing
 
 
-def test_every_operator_has_a_problem_strategy():
-    assert set(STRATEGIES) == set(OPS)
+def test_every_operator_has_problems():
+    assert set(CONFIGURATIONS) == set(OPS)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
 from kernelproof.proofs.bounds import rounding_bound
-from kernelproof.proofs.problems import Problem, problems
+from kernelproof.proofs.drawing import problems
+from kernelproof.proofs.problems import Problem
 from kernelproof.spec import OPERATORS, Window
 
 RATIONAL = [name for name in OPERATORS if not name.startswith("cross_entropy")]

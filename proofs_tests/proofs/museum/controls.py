@@ -127,20 +127,22 @@ def correlated_with_the_turned_filter(dy: Array, weight: Array, x_shape: Any, **
 def gathered_by_the_input(dy: Array, weight: Array, x_shape: Any, **options: Any) -> Array:
     """Gather: each input row asks which outputs read it, through which filter row; sums in float64."""
     geometry = Geometry.of(x_shape[2:], weight.shape[2:], **options)
+
+    def readers(axis: int, tap: int) -> tuple[Array, Array]:
+        """The rows that some output reads through this tap, and the outputs that do."""
+        start = np.arange(x_shape[2 + axis]) + geometry.padding[axis][0] - tap * geometry.dilation[axis]
+        output, beside = np.divmod(start, geometry.stride[axis])
+        read = (beside == 0) & (output >= 0) & (output < geometry.out[axis])
+        return np.flatnonzero(read), output[read]
+
     n, k, p, q = dy.shape
-    reads = [
-        np.stack([geometry.reads(axis, tap)[None] - geometry.padding[axis][0] == np.arange(size)[:, None]
-                  for tap in range(geometry.kernel[axis])]).astype(np.float64)
-        for axis, size in enumerate(x_shape[2:])
-    ]  # fmt: skip
     grouped = dy.reshape(n, geometry.groups, k // geometry.groups, p, q).astype(np.float64)
     filters = weight.reshape(geometry.groups, k // geometry.groups, *weight.shape[1:]).astype(np.float64)
     dx = np.zeros((n, geometry.groups, weight.shape[1], *x_shape[2:]))
     for r, s in np.ndindex(*geometry.kernel):
         above = np.einsum("ngkpq,gkc->ngcpq", grouped, filters[..., r, s])
-        for h, w in np.argwhere(np.ones(x_shape[2:])):
-            rows, columns = reads[0][r, h] > 0, reads[1][s, w] > 0
-            dx[..., h, w] += above[..., rows, :][..., columns].sum(axis=(-2, -1))
+        (h, p), (w, q) = readers(0, r), readers(1, s)
+        dx[..., h[:, None], w] += above[..., p[:, None], q]
     return dx.reshape(x_shape).astype(dy.dtype)
 
 
@@ -329,10 +331,11 @@ def cross_entropy_by_logaddexp(logits: Array, target: Array) -> Array:
 
 
 @control("cross_entropy")
-def cross_entropy_of_softmax(logits: Array, target: Array) -> Array:
-    """The differences to the target's logit: `log sum exp(x - x[target])`, in float64."""
-    z = logits.astype(np.float64) - logits[np.arange(len(logits)), target][:, None]
-    return np.asarray(np.logaddexp.reduce(z, axis=1).sum() / len(z), logits.dtype)
+def cross_entropy_two_at_a_time(logits: Array, target: Array) -> Array:
+    """Two logits at a time, `log(e^a + e^b)`, once the maximum is taken out, in float64."""
+    z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    losses = np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), target]
+    return np.asarray(losses.sum() / len(z), logits.dtype)
 
 
 @control("cross_entropy.dlogits")
