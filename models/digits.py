@@ -41,6 +41,6 @@ def load_digits() -> Digits:
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998, doi 10.24432/C50P49.
     """
-    with (files(__package__) / "digits.npz").open("rb") as file, np.load(file) as arrays:
+    with (files("kernelproof.models") / "digits.npz").open("rb") as file, np.load(file) as arrays:
         images = arrays["images"][:, None].astype(np.float32) / FULL_INK
         return Digits(images, arrays["labels"].astype(np.int64))

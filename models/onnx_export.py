@@ -120,7 +120,8 @@ def _scalar_type(arrays: Mapping[str, np.ndarray]) -> int:
 
 def _node(step: Step, came: str, made: str) -> onnx.NodeProto:
     operator = step.layer.op
-    if operator not in NODES:
+    kind = OPS[operator].onnx if operator in NODES else None
+    if kind is None:
         raise UnsupportedError(
             "to_onnx",
             f"{step.name} = {step.layer!r}",
@@ -128,7 +129,7 @@ def _node(step: Step, came: str, made: str) -> onnx.NodeProto:
             "Export the chain up to that layer.",
         )
     return onnx.helper.make_node(
-        OPS[operator].onnx,
+        kind,
         [came, *(f"{step.name}.{key}" for key in step.layer.parameter_shapes)],
         [made],
         step.name,

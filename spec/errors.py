@@ -1,5 +1,7 @@
 """What can go wrong when an operator is called: typed, and told before any work is done."""
 
+from typing import Any
+
 
 def type_of(value: object) -> str:
     """The value's type, as a sentence names it: `an int`, `a list`, `a uint8`."""
@@ -18,7 +20,7 @@ class KernelproofError(ValueError):
         self.operator, self.came, self.needed, self.remedy = operator, came, needed, remedy
         super().__init__(f"{operator}: {came}; needs {needed}. {remedy}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions pickle their message alone; a worker process has to send all four parts home.
         return type(self), (self.operator, self.came, self.needed, self.remedy)
 

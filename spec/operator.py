@@ -52,6 +52,10 @@ class Arguments:
 class Operator(Generic[P]):
     """A public specification: `door` (arguments in, refusals out), `body` (the equation, shape-checked)."""
 
+    # What functools gives every function that is wrapped.
+    __name__: str
+    __wrapped__: Callable[..., Any]
+
     def __init__(self, door: Callable[P, Arguments], body: Callable[..., Any]) -> None:
         functools.update_wrapper(self, body)
         self.door, self._written = door, body
@@ -102,7 +106,7 @@ def check_arrays(operator: str, **arrays: Any) -> None:
     """Every argument is an array and all have one scalar type; raises DtypeError. A bias may be None: absent."""
     dtypes = {}
     for name, array in arrays.items():
-        if array is None and name == "bias":
+        if name == "bias" and array is None:
             continue
         if not hasattr(array, "shape") or not hasattr(array, "dtype") or isinstance(array, np.generic):
             raise DtypeError(operator, f"{name} is {type_of(array)}", "an array", f"Pass numpy.asarray({name}).")

@@ -59,7 +59,8 @@ def _sgd_door(parameter: Any, gradient: Any, velocity: Any, *, learning_rate: An
         )
     rates = {"learning_rate": learning_rate, "momentum": momentum}
     for name, rate in rates.items():
-        if not isinstance(rate, Real) or not (0 <= rate <= sys.float_info.max):
+        # The order of the abstract real numbers is declared for `<` and `<=` alone.
+        if not isinstance(rate, Real) or not (0 <= rate <= sys.float_info.max):  # pyright: ignore[reportOperatorIssue]
             raise ParameterError("sgd", f"{name}={rate!r}", "a finite number >= 0", f"Pass {name}=0 or more.")
     if np.dtype(parameter.dtype).kind == "f":
         # A plain float takes the arrays' type; a numpy scalar would impose its own.

@@ -182,7 +182,8 @@ class Window:
         h, w, ((top, bottom), (left, right)) = self._padded(x_shape)
         n, c, height, width = x_shape
         padded = np.zeros((n, c, top + height + bottom, left + width + right), taps.dtype)
-        np.add.at(padded, (slice(None), slice(None), h, w), taps)
+        # numpy's annotation knows no tuple of indices.
+        np.add.at(padded, (slice(None), slice(None), h, w), taps)  # pyright: ignore[reportArgumentType]
         return padded[:, :, top : top + height, left : left + width]
 
     def _padded(self, x_shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import diagram
 from .errors import ParameterError, ShapeError
@@ -21,7 +21,7 @@ class WiringError(ShapeError):
     def __str__(self) -> str:
         return f"{super().__str__()}\n\n{self.drawing}"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.operator, self.came, self.needed, self.remedy, self.drawing)
 
 
