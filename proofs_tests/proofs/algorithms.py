@@ -52,7 +52,8 @@ def planned(problem: Problem) -> planner.Problem:
     """A convolution or its gradient as the planner sees it."""
     groups = problem.options.get("groups", 1)
     weight = problem.shapes["weight"]
-    window = Window(weight[2:], **{each: problem.options[each] for each in ("stride", "padding", "dilation")})
+    _, _, r, s = weight
+    window = Window((r, s), **{each: problem.options[each] for each in ("stride", "padding", "dilation")})
     return planner.Problem(
         OPERATORS[problem.operator].__name__, problem.shapes["x"], weight, window, groups, problem.dtype
     )

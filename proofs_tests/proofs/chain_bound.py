@@ -47,6 +47,6 @@ def _carried(
     steepest = layer.forward(specification, {"weight": magnitudes["weight"]}, error)
     return (
         steepest
-        + gamma(terms + 1, unit_roundoff(dtype) + unit_roundoff(np.float64)) * sums
+        + gamma(terms + 1, unit_roundoff(dtype) + unit_roundoff("float64")) * sums
         + terms * np.finfo(dtype).smallest_subnormal
     )

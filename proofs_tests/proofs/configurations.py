@@ -159,7 +159,10 @@ def _conv2d(max_size: int, forward: bool) -> list[Choice]:
 
     def make(n: int, channels: tuple[int, int, int], bias: bool, rows: Axis, columns: Axis) -> Geometry:
         groups, c, k = channels
-        shapes = {"x": (n, groups * c, rows.size, columns.size), "weight": (groups * k, c, rows.kernel, columns.kernel)}
+        shapes: dict[str, Shape] = {
+            "x": (n, groups * c, rows.size, columns.size),
+            "weight": (groups * k, c, rows.kernel, columns.kernel),
+        }
         if bias:
             shapes["bias"] = (groups * k,)
         output = (n, groups * k, rows.outputs, columns.outputs)

@@ -13,8 +13,8 @@ from .problems import TILES, Problem
 @lru_cache(maxsize=1)
 def _window(problem: Problem) -> Window:
     options = problem.options
-    kernel = options.get("kernel_size") or problem.shapes["weight"][2:]
-    return Window(kernel, options["stride"], options["padding"], options["dilation"], options.get("ceil_mode", False))
+    r, s = options.get("kernel_size") or problem.shapes["weight"][2:]
+    return Window((r, s), options["stride"], options["padding"], options["dilation"], options.get("ceil_mode", False))
 
 
 def _along_an_axis(test: Callable[[Window, int, int], bool]) -> Callable[[Problem], bool]:

@@ -91,7 +91,7 @@ def shrink(domain: Domain, choices: Sequence[int], check: Callable[[Problem], No
         deadline=None,
         phases=(Phase.reuse, Phase.shrink),
         report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType] - it reads their metaclass.
     )
     @hypothesis.given(_searched(domain))
     def every(problem: Problem) -> None:

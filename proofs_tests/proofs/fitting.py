@@ -64,7 +64,8 @@ def _made(problem: Problem, features: Features) -> Problem:
         kernel, stride, dilation = features["kernel"], features["stride"], features["dilation"]
         if features["padding"] == SAME:
             reach = ((size - 1) * gap for size, gap in zip(kernel, dilation, strict=True))
-            options["padding"] = tuple((each // 2, each // 2) for each in reach)
+            rows, columns = ((each // 2, each // 2) for each in reach)
+            options["padding"] = (rows, columns)
         window = Window(kernel, stride, options["padding"], dilation)
         image = [max(size, window.extent(axis) - sum(window.padding[axis])) for axis, size in enumerate(image)]
         shapes["x"] = (n, c, *image)

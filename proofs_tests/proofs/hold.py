@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeAlias
 
-import hypothesis
+import hypothesis.errors
 
 from kernelproof.spec import UnsupportedError
 

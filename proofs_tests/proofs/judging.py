@@ -83,7 +83,7 @@ def told(problem: Problem, error: BaseException) -> LawBroken:
         trace = trace.tb_next
     what = "the kernel raised" if of_kernel else "what the kernel gave could not be judged:"
     refusal = f"{type(error).__name__}: {error}"
-    refused = {"refusal": refusal} if of_kernel and isinstance(error, ValueError | TypeError) else {}
+    refused: dict[str, Any] = {"refusal": refusal} if of_kernel and isinstance(error, ValueError | TypeError) else {}
     return LawBroken(f"{problem.operator}: {what} {refusal}", problem, **refused)
 
 

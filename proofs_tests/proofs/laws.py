@@ -206,7 +206,7 @@ def within_bound(
 ) -> tuple[float, tuple[np.ndarray, ...]]:
     """The worst error over its bound, and what is right; raises LawBroken at the first element beyond its bound."""
     # The reference rounds too, less: float64 for float32, extended precision (where there is one) for float64.
-    wide = np.float64 if problem.dtype == "float32" else np.longdouble
+    wide = np.dtype("float64" if problem.dtype == "float32" else "longdouble")
     given = {name: each if each.dtype.kind == "i" else each.astype(wide) for name, each in arrays.items()}
     results = problem.call(problem.spec, given)
     right = tuple(map(np.asarray, results if isinstance(results, tuple) else (results,)))
@@ -240,7 +240,7 @@ def puts_special_values_where_the_specification_does(kernel: Kernel, problem: Pr
 @law("L4", "special", ["max_pool2d"])
 def returns_an_input_bit_for_bit(kernel: Kernel, problem: Problem) -> Observation:
     """A maximum is a copy of the input at the winning index, the sign of its zero included."""
-    problem = replace(problem, options=problem.options | {"return_indices": True})
+    problem = replace(problem, options={**problem.options, "return_indices": True})
     arrays = problem.arrays()
     with np.errstate(invalid="ignore"):
         right = specified(problem, arrays, problem.dtype)

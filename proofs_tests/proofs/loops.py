@@ -30,7 +30,10 @@ def _convolved(problem: Problem, arrays: Mapping[str, np.ndarray], wanted: str) 
     shapes = {"x": problem.shapes["x"], "weight": problem.shapes["weight"], "y": problem.output}
     given = {name.replace("dy", "y"): array.astype(np.int64) for name, array in arrays.items()}
     operands = {name: given[name] if name in given else np.zeros(shape, np.int64) for name, shape in shapes.items()}
-    _convolve(*operands.values(), *_geometry(problem), problem.options["groups"], wanted)
+    stride, padding, dilation = _geometry(problem)
+    _convolve(
+        operands["x"], operands["weight"], operands["y"], stride, padding, dilation, problem.options["groups"], wanted
+    )  # fmt: skip
     result = operands[wanted]
     return (result + given["bias"][:, None, None] if "bias" in given else result).astype(np.float64)
 

@@ -96,7 +96,7 @@ def gives_each_filter_its_output(kernel: Kernel, problem: Problem) -> Observatio
     return Observation(vacuous=all_zero((right,)))
 
 
-@law("L6", "whole", ["conv2d"], where=lambda problem: np.any(problem.options["padding"]))
+@law("L6", "whole", ["conv2d"], where=lambda problem: bool(np.any(problem.options["padding"])))
 def pads_as_explicit_zeros_do(kernel: Kernel, problem: Problem) -> Observation:
     """`f(x, padding) = f(zero-padded x, 0)`, each of the four sides its own."""
     arrays, padding = problem.arrays(), problem.options["padding"]

@@ -26,12 +26,13 @@ def neighbour(problem: Problem, supports: Callable[[Problem], bool] = lambda pro
 
 def resized(problem: Problem, shapes: Shapes, **options: Any) -> Problem:
     """The problem whose forward arrays have these shapes and whose options these values."""
-    options = problem.options | options
+    options = {**problem.options, **options}
     first = next(iter(shapes.values()))
     match problem.op.name:
         case "conv2d" | "max_pool2d":
             geometry = {name: value for name, value in options.items() if name not in ("groups", "return_indices")}
-            window = Window(geometry.pop("kernel_size", None) or shapes["weight"][2:], **geometry)
+            r, s = geometry.pop("kernel_size", None) or shapes["weight"][2:]
+            window = Window((r, s), **geometry)
             output = (first[0], shapes.get("weight", first[1:])[0], window.p(first), window.q(first))
         case "linear":
             output = (first[0], shapes["weight"][0])

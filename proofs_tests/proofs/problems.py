@@ -180,10 +180,11 @@ def _geometry(choices: Choices, common: Pair, stride: int, kind: str) -> tuple[P
     if choices.one_of("any", "any", "any", "common") == "common" and kind != "far":
         return common, (stride, stride), (1, 1)
     extents = {"far": (1, 2, 3), "large": (1, 2)}.get(kind, (1, 2, 3, 1, 2, 3, 4, 5, 7))
-    chosen = [tuple(choices.one_of(*each) for _ in range(2)) for each in (extents, (1, 2, 3), (1, 2, 3))]
+    chosen = [(choices.one_of(*each), choices.one_of(*each)) for each in (extents, (1, 2, 3), (1, 2, 3))]
     if kind == "far":
         which = choices.between(0, 2)
-        chosen[which] = (choices.one_of(*FAR), choices.one_of(1, *FAR))[:: choices.one_of(1, -1)]
+        far, other = choices.one_of(*FAR), choices.one_of(1, *FAR)
+        chosen[which] = (far, other) if choices.one_of(1, -1) == 1 else (other, far)
     kernel, stride_of_axes, dilation = chosen
     return kernel, stride_of_axes, dilation
 
@@ -197,7 +198,8 @@ def conv2d(choices: Choices, family: str) -> Configuration:
     # The 3x3 that fast algorithms are written for, with any padding: preconditions get forgotten there.
     kernel, stride, dilation = _geometry(choices, (3, 3), 1, long)
     most = 8 if long == "far" else 3
-    padding = tuple((choices.between(0, most), choices.between(0, most)) for _ in range(2))
+    rows, columns = ((choices.between(0, most), choices.between(0, most)) for _ in range(2))
+    padding = rows, columns
     window = Window(kernel, stride, padding, dilation)
     h, w = (_fitting(choices, window, axis) for axis in (0, 1))
     match long:
@@ -222,7 +224,7 @@ def conv2d(choices: Choices, family: str) -> Configuration:
         case "large":
             n, groups, channels, filters, h, w = 2, min(groups, 2), min(channels, 2), min(filters, 2), PLANE, PLANE
             h, w = h + window.extent(0), w + window.extent(1)
-    shapes = {"x": (n, channels * groups, h, w), "weight": (filters * groups, channels, *kernel)}
+    shapes: dict[str, Shape] = {"x": (n, channels * groups, h, w), "weight": (filters * groups, channels, *kernel)}
     if choices.flag():
         shapes["bias"] = (filters * groups,)
     output = (n, filters * groups, window.p((h, w)), window.q((h, w)))
@@ -279,7 +281,7 @@ def linear(choices: Choices, family: str) -> Configuration:
             n, c, k = (choices.one_of(*TILES[:12]) for _ in range(3))
         case "large":
             n, c, k = choices.one_of((257, 257, k), (n, 257, 257), (257, c, 257))
-    shapes = {"x": (n, c), "weight": (k, c)}
+    shapes: dict[str, Shape] = {"x": (n, c), "weight": (k, c)}
     if choices.flag():
         shapes["bias"] = (k,)
     return shapes, {}, (n, k)

@@ -16,10 +16,10 @@ _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def junit(report: Report) -> str:
     """The report as JUnit XML: a suite an operator, a case a law; what was not checked is skipped, never passed."""
-    root = ElementTree.Element("testsuites", name=f"kernelproof {_xml(report.kernel)}", **_totals(report.results))
+    root = ElementTree.Element("testsuites", {"name": f"kernelproof {_xml(report.kernel)}", **_totals(report.results)})
     for operator in dict.fromkeys(result.operator for result in report.results):
         results = [result for result in report.results if result.operator == operator]
-        suite = ElementTree.SubElement(root, "testsuite", name=operator, **_totals(results))
+        suite = ElementTree.SubElement(root, "testsuite", {"name": operator, **_totals(results)})
         properties = ElementTree.SubElement(suite, "properties")
         for name, value in facts(report).items():
             ElementTree.SubElement(properties, "property", name=name, value=_xml(value))

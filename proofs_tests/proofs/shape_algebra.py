@@ -9,7 +9,7 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import z3
 
@@ -66,7 +66,8 @@ def prove(theorem: Theorem, seconds: float = 60) -> Proof:
         answer = solver.check()
         if answer == z3.sat:
             model = solver.model()
-            found = {name: model.eval(number, model_completion=True).as_long() for name, number in numbers.items()}
+            values = {name: model.eval(number, model_completion=True) for name, number in numbers.items()}
+            found = {name: cast(z3.IntNumRef, value).as_long() for name, value in values.items()}
             return Proof(theorem, False, count, time.perf_counter() - started, found)
         proved &= answer == z3.unsat
         solver.pop()

@@ -12,7 +12,7 @@ from types import CodeType
 from typing import Any
 
 from kernelproof import kernels
-from kernelproof.kernels.contract import DTYPES
+from kernelproof.kernels.contract import DTYPES, Precision
 from kernelproof.kernels.gpu import gpu
 from kernelproof.kernels.source import kernels_hash, source_hash
 from kernelproof.spec import OPERATORS, ParameterError, UnsupportedError, find
@@ -23,7 +23,7 @@ from .judging import Declared, Kernel
 from .problems import Problem
 from .values import PRECISIONS
 
-PROMISED = {"fast": "f16x3", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16"}
+PROMISED: Mapping[Precision, str] = {"fast": "f16x3", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16"}
 """The precision class that the CUDA kernels promise, by the word that asks for it."""
 
 
@@ -161,7 +161,7 @@ def _with_less_precision(
     backend: kernels.Backend, op: str | None, precision: str, supports: str | Callable[..., bool] | None
 ) -> Subject:
     """A backend asked with a precision's word, or its class; raises ParameterError where it promises no class by it."""
-    word = next((word for word, kind in PROMISED.items() if precision in (word, kind)), None)
+    word: Precision | None = next((word for word, kind in PROMISED.items() if precision in (word, kind)), None)
     if backend.name != "cuda" or word is None:
         raise ParameterError(
             "verify", f"backend {backend.name!r} with precision={precision!r}",

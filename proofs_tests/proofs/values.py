@@ -100,7 +100,7 @@ def mantissa(problem: "Problem", generator: np.random.Generator) -> Arrays:
         sign, half = generator.choice([-1, 1], shape), generator.integers(2 ** (bits - 2), 2 ** (bits - 1), shape)
         return np.asarray(sign * (2 * half + 1))
 
-    def single(shape: tuple[int, ...], value: np.ndarray) -> np.ndarray:
+    def single(shape: tuple[int, ...], value: np.ndarray | np.int64) -> np.ndarray:
         array = np.zeros(shape, np.int64)
         array.reshape(-1)[generator.integers(max(1, array.size)) :][:1] = value
         return array

@@ -195,7 +195,8 @@ class PoolBackwards(MaxPool2d):
     def scan(self, x: Array, geometry: Geometry) -> tuple[Array, Array]:
         image = self.image(x, geometry)
         position = np.broadcast_to(geometry.padded(places(x), -1), image.shape)
-        y, winner = np.full((*x.shape[:2], *geometry.out), -np.inf, x.dtype), -1
+        y = np.full((*x.shape[:2], *geometry.out), -np.inf, x.dtype)
+        winner = np.full(y.shape, -1)
         for _, _, rows, columns in reversed(list(geometry.taps())):
             value, place = image[:, :, rows, columns], position[:, :, rows, columns]
             taken = (place >= 0) & ((value >= y) | np.isnan(value))

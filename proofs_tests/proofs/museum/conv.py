@@ -167,8 +167,8 @@ class WinogradInHalfPrecision(Conv2d):
         geometry = Geometry.of(x.shape[2:], weight.shape[2:], **options)
         if (geometry.kernel, geometry.stride, geometry.dilation, geometry.groups) != ((3, 3), (1, 1), (1, 1), 1):
             return super().__call__(x, weight, bias, **options)
-        rows, columns = (-(-size // 2) for size in geometry.out)
-        image = np.zeros((*x.shape[:2], 2 * rows + 2, 2 * columns + 2), x.dtype)
+        (n, c), (rows, columns) = x.shape[:2], (-(-size // 2) for size in geometry.out)
+        image = np.zeros((n, c, 2 * rows + 2, 2 * columns + 2), x.dtype)
         padded = geometry.padded(x)[:, :, : image.shape[2], : image.shape[3]]
         image[:, :, : padded.shape[2], : padded.shape[3]] = padded
         tiles = np.lib.stride_tricks.sliding_window_view(image, (4, 4), (2, 3))[:, :, ::2, ::2]

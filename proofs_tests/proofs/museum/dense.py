@@ -57,7 +57,7 @@ class BetaZeroReadsGarbage(Linear):
     """Without a bias `beta = 0` still reads the uninitialised result: 0 times NaN is NaN."""
 
     def __call__(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        return super().__call__(x, weight, np.float32(0) * np.float32(np.nan) if bias is None else bias)
+        return super().__call__(x, weight, np.asarray(np.float32(0) * np.float32(np.nan)) if bias is None else bias)
 
 
 @mutant("linear", "FastNN#10", "numbers with more than 11 significant bits")
