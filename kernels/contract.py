@@ -37,7 +37,7 @@ def implements(
 
     Raises TypeError at import if the entry's parameters are not the specification's.
     """
-    contract = inspect.signature(operator.__wrapped__)  # type: ignore[attr-defined]
+    contract = inspect.signature(operator.__wrapped__)
 
     def bind(entry: Callable[..., Any]) -> Callable[..., Any]:
         name = operator.__name__

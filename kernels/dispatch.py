@@ -36,7 +36,8 @@ class Backend:
     """
 
     def __init__(self, name: str, precision: Precision = "strict") -> None:
-        self.name, self.precision = name, precision
+        self.name = name
+        self.precision: Precision = precision
         # One for each precision, which remembers its calls.
         self._others: dict[Precision, Self] = {precision: self}
 

@@ -20,9 +20,13 @@ from typing import Any
 
 import llvmlite
 import numba
+import numba.core.config
 from numba.core import caching
 
 from .files import write_whole
+
+_config: Any = numba.core.config
+"""numba's settings, which it makes when it is imported, from the environment."""
 
 _SOURCES = Path(__file__).parent
 _DAYS_UNUSED = 30
@@ -42,7 +46,7 @@ def cache_folder() -> Path | None:
     It stands in `NUMBA_CACHE_DIR` if the user set one, else in `XDG_CACHE_HOME`, else in `~/.cache`.
     """
     try:
-        users = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")
+        users = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")
         home = (Path(users) if users else Path.home() / ".cache") / "kernelproof"
         folder = home / _state()
         for each in (home, folder):
@@ -60,10 +64,9 @@ def cache_folder() -> Path | None:
 
 def _state() -> str:
     """Names what machine code depends on, beside what numba itself tells apart."""
-    config = numba.config
     settings = (
-        int(config.OPT), config.LOOP_VECTORIZE, config.SLP_VECTORIZE, config.DISABLE_INTEL_SVML,
-        config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT,
+        int(_config.OPT), _config.LOOP_VECTORIZE, _config.SLP_VECTORIZE, _config.DISABLE_INTEL_SVML,
+        _config.BOUNDSCHECK, _config.DEBUGINFO_DEFAULT,
     )  # fmt: skip
     return hashlib.sha256(repr((sources_hash(), settings)).encode()).hexdigest()[:16]
 
@@ -71,14 +74,14 @@ def _state() -> str:
 @contextlib.contextmanager
 def private_cache() -> Iterator[None]:
     """What numba decorates in this block is cached in `cache_folder()`; its other users are left alone."""
-    before = numba.config.CACHE_DIR, caching.IndexDataCacheFile
+    before = _config.CACHE_DIR, caching.IndexDataCacheFile
     folder = cache_folder()
-    numba.config.CACHE_DIR = str(folder) if folder else ""
+    _config.CACHE_DIR = str(folder) if folder else ""
     caching.IndexDataCacheFile = _FileOfEach
     try:
         yield
     finally:
-        numba.config.CACHE_DIR, caching.IndexDataCacheFile = before
+        _config.CACHE_DIR, caching.IndexDataCacheFile = before
 
 
 class _FileOfEach(caching.IndexDataCacheFile):
@@ -100,7 +103,7 @@ class _FileOfEach(caching.IndexDataCacheFile):
 
 def is_caching() -> bool:
     """Whether functions that are decorated now have a folder to be cached in."""
-    return bool(numba.config.CACHE_DIR)
+    return bool(_config.CACHE_DIR)
 
 
 def kept_library(name: str, codegen: Any, compiled: Callable[[], Any]) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from .launch import in_turn, ready, serial, share, threads
 from .matrix import TASKS, zeros
 from .pool_vectors import split
-from .vectors import LANES, Words, call, micro_kernel, take
+from .vectors import INT, LANES, Words, call, micro_kernel, take
 from .workers import on_workers
 
 _ROWS = {16: {4: 6, 5: 5}, 8: {4: 2, 5: 2}, 4: {4: 5, 5: 5}}[LANES]
@@ -61,7 +61,7 @@ def dots(
     with words.loop(whole, *totals) as loop:
         loop.carry(*added(list(loop.carried), words.times(loop.index, words.size), words.load))
     valid = words.first(left)
-    rest = builder.zext(builder.icmp_signed(">", left, words.number(0)), left.type)
+    rest = builder.zext(builder.icmp_signed(">", left, words.number(0)), INT)
     with words.loop(rest, *loop.results) as tail:
         end = words.times(whole, words.size)
         tail.carry(*added(list(tail.carried), end, lambda address: words.load_where(valid, address)))

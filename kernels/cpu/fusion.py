@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernelproof import spec
+from kernelproof.kernels.contract import Precision
 from kernelproof.spec import Window
 from kernelproof.spec.blocks import Backward, Block, Single, in_a_row, one_by_one
 from kernelproof.spec.layers import Conv2d, MaxPool2d, Perform, ReLU
@@ -70,7 +71,9 @@ class Fused:
         """The output, and the winners if it is pooled: in the cache if the algorithm can, else as its rows come out."""
         if self.pooled and algorithm.pooled:
             return algorithm.pooled(*arguments, self.rectified)
-        y = (algorithm.rectified if self.rectified else algorithm.run)(*arguments)
+        run = algorithm.rectified if self.rectified else algorithm.run
+        assert run is not None  # `taken_with` was asked for one that rectifies.
+        y = run(*arguments)
         return pool(y) if self.pooled else (y, None)
 
     def _gradients(
@@ -88,7 +91,7 @@ class Fused:
             return None
         if self.pooled and min(conv.window.p(x.shape), conv.window.q(x.shape)) < 2:
             return None
-        precision = getattr(perform, "precision", "strict")
+        precision: Precision = getattr(perform, "precision", "strict")
         return taken_with(
             self.rectified, self.pooled, x.shape, weight.shape, conv.window, conv.groups, precision
         )  # fmt: skip

@@ -23,7 +23,7 @@ _BLOCK = 2**25
 _SHARE = 2**16
 """Multiply-adds that are worth a thread: waking one takes as long as tens of thousands."""
 
-WITHIN = {"nogil": True, "cache": is_caching(), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+WITHIN: dict[str, Any] = {"nogil": True, "cache": is_caching(), "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """What only jitted code calls is compiled without a way in from Python, which takes a quarter of the time."""
 
 serial = numba.njit(**WITHIN)
@@ -39,7 +39,8 @@ def parallel(core: Callable[..., None]) -> Any:
     alone = FunctionType(core.__code__, core.__globals__, f"{core.__name__}_alone", core.__defaults__, core.__closure__)
     alone.__qualname__ = f"{core.__qualname__}_alone"
     on_threads = numba.njit(nogil=True, cache=is_caching(), parallel=True)(core)
-    on_threads.alone = numba.njit(nogil=True, cache=is_caching())(alone)
+    serially = numba.njit(nogil=True, cache=is_caching())(alone)
+    on_threads.alone = serially  # pyright: ignore[reportAttributeAccessIssue] - it is ours.
     return on_threads
 
 
@@ -190,7 +191,7 @@ def _remember_threads() -> None:
     global _lock, _layer_before_fork
     _lock = threading.Lock()  # The parent's may have been held by a thread that does not exist here.
     try:
-        _layer_before_fork = numba.threading_layer()
+        _layer_before_fork = numba.threading_layer()  # pyright: ignore[reportPrivateImportUsage] - documented.
     except ValueError:  # No thread was ever started.
         _layer_before_fork = None
 

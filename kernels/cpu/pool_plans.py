@@ -53,7 +53,8 @@ def reads(window: Window, x_shape: tuple[int, ...]) -> Reads:
         position, inside = window.positions(axis, size), window.inside(axis, size)
         first, last = inside.argmax(axis=1), position.shape[1] - 1 - inside[:, ::-1].argmax(axis=1)
         ends.append(np.take_along_axis(position, np.stack([first, last], axis=1), axis=1))
-    return Reads(*ends, *window.dilation)
+    rows, columns = ends
+    return Reads(rows, columns, *window.dilation)
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,23 +10,35 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from llvmlite import ir
+from numba import extending
 from numba.core import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic
 
 from kernelproof.kernels.jit_cache import kept_library
 
+P = ParamSpec("P")
+
 FLOAT, INT, INT32, BIT = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(1)
+
+
+def intrinsic(code: Callable[Concatenate[Any, P], Any]) -> Callable[P, Any]:
+    """numba's decorator, typed as jitted code calls what it makes: without the typing context."""
+    return extending.intrinsic(code)  # pyright: ignore[reportReturnType] - it has the context, too.
+
+
+def _code_generator() -> Any:
+    """numba's, for this processor."""
+    return cpu_target.target_context.codegen()  # pyright: ignore[reportAttributeAccessIssue] - a property, untyped.
 
 
 def _lanes() -> int:
     """Floats in a vector register of the processor that numba compiles for."""
     # What was forced by NUMBA_CPU_FEATURES, not what the machine would have.
-    features = set(cpu_target.target_context.codegen()._tm_features.split(","))
+    features = set(_code_generator()._tm_features.split(","))
     return 16 if "+avx512f" in features else 8 if "+avx2" in features else 4
 
 
@@ -38,7 +50,7 @@ REGISTERS = {16: 32, 8: 16, 4: 32}[LANES]
 
 def processor() -> str:
     """The processor that numba compiles for, by LLVM's name."""
-    return cpu_target.target_context.codegen()._get_host_cpu_name()
+    return _code_generator()._get_host_cpu_name()
 
 
 class Words:
@@ -235,7 +247,7 @@ class MicroKernel:
     """A family of machine routines; `address(**constants)` compiles a member once and says where it stands."""
 
     def __init__(self, body: Callable[..., None]) -> None:
-        functools.update_wrapper(self, body)
+        functools.update_wrapper(self, body)  # pyright: ignore[reportArgumentType] - a name and text are all it needs.
         parameters = list(inspect.signature(body).parameters.values())[1:]
         self.body = body
         self.parameters = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
@@ -255,7 +267,7 @@ class MicroKernel:
 
     @global_compiler_lock
     def _compile(self, **constants: int) -> int:
-        name, codegen = self.name(**constants), cpu_target.target_context.codegen()
+        name, codegen = self.name(**constants), _code_generator()
 
         def compiled() -> Any:
             library = codegen.create_library(name)

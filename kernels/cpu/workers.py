@@ -7,10 +7,9 @@ an address and a place in memory takes none.
 from llvmlite import ir
 from numba import njit, prange
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from .launch import WITHIN
-from .vectors import INT, call
+from .vectors import INT, call, intrinsic
 
 
 @njit(parallel=True, **WITHIN)
@@ -67,7 +66,10 @@ def _routine(context, module, compiled, kind_of_place):
     body = cgutils.get_or_insert_function(
         module, convention.get_function_type(its.restype, its.argtypes), its.llvm_func_name
     )
-    arguments = [worker, *(builder.extract_value(whole, index) for index in range(len(whole.type.elements)))]
+    arguments = [
+        worker,
+        *(builder.extract_value(whole, index) for index in range(len(kind_of_place.elements[0].elements))),
+    ]
     status, _ = convention.call_function(builder, body, its.restype, its.argtypes, arguments)
     with builder.if_then(status.is_error, likely=False):
         builder.store(INT(1), cgutils.gep_inbounds(builder, place, 0, 1))

@@ -183,7 +183,7 @@ def _pixel_vectors(operator: str, run: Callable[..., Any], plan: Callable[..., s
     )  # fmt: skip
 
 
-def _pixel_gradient(problem: Problem) -> tuple[Any, ...]:
+def _pixel_gradient(problem: Problem) -> tuple[Window, tuple[int, ...], tuple[int, ...], int]:
     return problem.window, problem.x_shape, problem.weight_shape, problem.groups
 
 

@@ -147,7 +147,7 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
     return dweight
 
 
-def _padded(size: tuple[int, ...], window: Window, p: int, q: int) -> Image:
+def _padded(size: tuple[int, int], window: Window, p: int, q: int) -> Image:
     """x as forward pass and weight gradient read it."""
     (top, _), (left, _) = window.padding
     rows, columns = ((outputs - 1) * window.stride[axis] + window.kernel[axis] for axis, outputs in enumerate((p, q)))

@@ -14,7 +14,7 @@ import numpy as np
 from kernelproof.spec import Window
 
 from ..launch import in_turn, ready, serial, share, threads
-from ..vectors import LANES, REGISTERS, Words, call, micro_kernel, take
+from ..vectors import INT, LANES, REGISTERS, Words, call, micro_kernel, take
 from ..workers import on_workers
 from ..workspace import borrowed, in_lines
 from .stencils import add_lanes
@@ -131,7 +131,7 @@ def dot_rows(
     ]
     whole = builder.sdiv(columns, words.number(words.lanes))
     left = builder.srem(columns, words.number(words.lanes))
-    valid, rest = words.first(left), builder.zext(builder.icmp_signed(">", left, words.number(0)), left.type)
+    valid, rest = words.first(left), builder.zext(builder.icmp_signed(">", left, words.number(0)), INT)
 
     def added(x: Any, dy: Any, totals: list[Any], load: Any) -> list[Any]:
         factors, following = [load(words.at(dy, words.times(dy_filter, f))) for f in range(filters)], list(totals)

@@ -122,11 +122,11 @@ def interleave(words: Words, even: Any, odd: Any, y: Any, count: Any) -> None:
     pairs = words.builder.sdiv(words.at(count, 2 * lanes - 1), words.number(2 * lanes))
     with words.loop(pairs, even, odd, y, count) as loop:
         *sources, target, left = loop.carried
-        both = [words.load(each) for each in sources]
+        evens, odds = (words.load(each) for each in sources)
         for half in (0, 1):
             order = [half * lanes // 2 + lane // 2 + lanes * (lane % 2) for lane in range(lanes)]
             here = words.at(left, -half * lanes)
-            words.store_first(here, words.shuffle(*both, order), words.at(target, half * words.size))
+            words.store_first(here, words.shuffle(evens, odds, order), words.at(target, half * words.size))
         loop.carry(
             *(words.at(each, words.size) for each in sources),
             words.at(target, 2 * words.size), words.at(left, -2 * lanes),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..pool_vectors import split
-from ..vectors import Words, micro_kernel
+from ..vectors import INT, Words, micro_kernel
 
 
 @micro_kernel
@@ -61,7 +61,7 @@ def stencil(
     first = words.splat(start)
     whole = builder.sdiv(pixels, words.number(words.lanes))
 
-    def block(x: Any, y: Any, valid: Any) -> None:
+    def block(valid: Any, x: Any, y: Any) -> None:
         sums = [first] * rows
         for j in range((rows - 1) * row_step + kernel_r):
             values = _columns(words, words.at(x, words.times(x_row, j)), kernel_s, step)
@@ -82,11 +82,11 @@ def stencil(
 
     with words.loop(blocks, x, y) as row:
         with words.loop(whole, *row.carried) as loop:
-            block(*loop.carried, None)
+            block(None, *loop.carried)
             loop.carry(words.at(loop.carried[0], step * words.size), words.at(loop.carried[1], words.size))
         left = builder.srem(pixels, words.number(words.lanes))
         with builder.if_then(builder.icmp_signed(">", left, words.number(0))):
-            block(*loop.results, words.first(left))
+            block(words.first(left), *loop.results)
         row.carry(
             words.at(row.carried[0], words.times(x_row, rows * row_step)),
             words.at(row.carried[1], words.times(y_row, rows)),
@@ -110,7 +110,7 @@ def spread(
     masks = words.first(rest), words.first(words.at(rest, -lanes))
     (_, low_r), (_, low_s) = reach(kernel_r, top), reach(kernel_s, left)
 
-    def block(dy: Any, dx: Any, masks: Any) -> None:
+    def block(masks: Any, dy: Any, dx: Any) -> None:
         for a in range(1 if odd else 2):
             sums = []
             for b in (0, 1):
@@ -121,20 +121,21 @@ def spread(
                         value = words.load(words.at(words.at(dy, words.times(dy_row, i)), 4 * j))
                         total = words.fma(value, factors[r * kernel_s + s], total)
                 sums.append(total)
+            evens, odds = sums
             for half in (0, 1):
                 order = [half * lanes // 2 + lane // 2 + lanes * (lane % 2) for lane in range(lanes)]
                 address = words.at(words.at(dx, words.times(dx_row, a)), half * words.size)
                 if masks is None:
-                    words.store(words.shuffle(*sums, order), address)
+                    words.store(words.shuffle(evens, odds, order), address)
                 else:
-                    words.store_where(masks[half], words.shuffle(*sums, order), address)
+                    words.store_where(masks[half], words.shuffle(evens, odds, order), address)
 
     with words.loop(rows, dy, dx) as row:
         with words.loop(whole, *row.carried) as loop:
-            block(*loop.carried, None)
+            block(None, *loop.carried)
             loop.carry(words.at(loop.carried[0], words.size), words.at(loop.carried[1], 2 * words.size))
         with builder.if_then(builder.icmp_signed(">", rest, words.number(0))):
-            block(*loop.results, masks)
+            block(masks, *loop.results)
         row.carry(words.at(row.carried[0], dy_row), words.at(row.carried[1], words.times(dx_row, 2)))
 
 
@@ -158,7 +159,7 @@ def stencil_dweight(
     places = [words.at(sums, words.size * tap) for tap in range(kernel_r * kernel_s)]
     whole, left = (each(pixels, words.number(words.lanes)) for each in (builder.sdiv, builder.srem))
     valid = words.first(left)
-    rest = builder.zext(builder.icmp_signed(">", left, words.number(0)), left.type)
+    rest = builder.zext(builder.icmp_signed(">", left, words.number(0)), INT)
 
     def added(x: Any, dy: Any, totals: list[Any], mask: Any) -> list[Any]:
         rows_of_dy = [words.at(dy, words.times(dy_row, p)) for p in range(rows)]

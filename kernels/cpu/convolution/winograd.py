@@ -162,7 +162,8 @@ def _tiled(
     # Panels are also too few for the threads of a larger machine.
     by_panels = groups * panels >= workers and 4 * points * groups * padded * panels * VECTORS * LANES > _WEIGHTS
     most = _TILES if by_panels else max(2 * PIXELS, _NEAR // (4 * points * padded))
-    *units, across, count = rows_of_tiles(size, n, rows, columns, most)
+    units = rows_of_tiles(size, n, rows, columns, most)
+    _, _, across, count = units
 
     def time(together: int) -> int:
         calls = -(-together * across // PIXELS)
@@ -186,7 +187,7 @@ def _tiled(
         groups,
         source,
         padding,
-        (*units, across, count),
+        units,
         together,
         block,
         block,

@@ -99,7 +99,8 @@ def planned(
     of_x, of_dy = lanes_in(pixels), block_of(filters)
     panels = -(-filters // of_dy)
     most = max(1, _BATCH // (4 * points * groups * (tiles * of_x + panels * of_dy)))
-    *units, across, count = rows_of_tiles(size, n, rows, columns, max(most, PIXELS))
+    units = rows_of_tiles(size, n, rows, columns, max(most, PIXELS))
+    _, _, across, count = units
     kept = 4 * points * groups * tiles * pixels * panels * of_dy <= _SUMS or count * across > 4 * most
     batches = max(1, -(-count * across // most) if kept else 1)
     together = max(1, -(-count // batches))
@@ -112,11 +113,11 @@ def planned(
         of_channels = min(tiles, chunk * -(-_TASKS * workers // (groups * of_filters)))
     its = (
         tiles_of(
-            size, TAPS - 1, groups, (channels, h, w), (top, left), (*units, across, count), together, of_x, pixels,
+            size, TAPS - 1, groups, (channels, h, w), (top, left), units, together, of_x, pixels,
             of_channels,
         ),
         tiles_of(
-            size, 0, groups, (filters, rows, columns), (0, 0), (*units, across, count), together, of_dy, of_dy,
+            size, 0, groups, (filters, rows, columns), (0, 0), units, together, of_dy, of_dy,
             of_filters,
         ),
         Sums(
