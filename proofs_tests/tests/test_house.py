@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +135,16 @@ def test_public_names_exist_and_are_documented(package: str):
         thing = getattr(module, name)
         is_module = type(thing) is type(sys)
         assert name in documented or (is_module and thing.__doc__), f"{package}.{name} has no docstring"
+
+
+def test_the_type_checker_sees_every_file_but_what_is_compiled_for_the_gpu():
+    """Neither pyright nor `rglob` follows a link to a folder, unless it is told of that one by its name."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
+    seen = {path.resolve() for folder in told["include"] for path in (ROOT / folder).rglob("*.py")}
+    assert not {path.resolve() for path in (*(path for _, path in FILES), *TESTS)} - seen
+    left_out = [[path.resolve() for path in ROOT.glob(pattern)] for pattern in told["exclude"]]
+    assert all(left_out), "nothing is there to leave out"
+    assert all(path.is_relative_to((ROOT / "kernels" / "cuda").resolve()) for each in left_out for path in each)
 
 
 def test_every_operator_has_a_kernel_on_every_backend():
