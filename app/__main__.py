@@ -5,13 +5,16 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130
-_interrupted = False
+INTERRUPTED = 128
+"""Exit status of a command that a signal ended, to which the signal's number is added: 130 after Ctrl-C."""
+
+_interrupted = 0
 
 
 def main() -> NoReturn:
-    """Run one command; exit status 130 if it is interrupted."""
+    """Run one command; exit status 130 if it is interrupted, 143 if it is terminated, as `timeout` does."""
     signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, _interrupt)
     try:
@@ -24,15 +27,21 @@ def main() -> NoReturn:
         if not (_interrupted or isinstance(error, KeyboardInterrupt)):
             raise
         print("kernelproof: interrupted; nothing half-written was left behind.", file=sys.stderr)
-        status = INTERRUPTED
+        status = INTERRUPTED + (_interrupted or signal.SIGINT)
     finally:
-        _again_in(0)
+        heard()
     sys.exit(status)
+
+
+def heard() -> None:
+    """The interrupt has arrived: it is not repeated, so that what is left to do can be done."""
+    _again_in(0)
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
     global _interrupted
-    _interrupted = True
+    # The alarm repeats the signal that came first.
+    _interrupted = _interrupted or signal_number
     # Python swallows an exception that lands in a callback, of which it tells: hypothesis has one of the garbage
     # collector, numba has some of its compiler.
     sys.unraisablehook = lambda _: None

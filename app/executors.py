@@ -5,9 +5,10 @@ import importlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
-from typing import Literal, TypeAlias
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import cloudpickle
 
@@ -15,6 +16,8 @@ from kernelproof.spec import ParameterError
 from kernelproof.spec.window import whole
 
 Engine: TypeAlias = Literal["processes", "dask"]
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -51,9 +54,51 @@ def _processes(workers: int) -> Iterator[Executor]:
             yield executor
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.kill()
+            _kill_children()
             raise
+
+
+@contextlib.contextmanager
+def processes_of_their_own(workers: int) -> Iterator[Executor]:
+    """So many tasks at a time, each in a fresh process, which takes no other task with it when it ends."""
+    with _Apart(workers) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.end()
+            raise
+
+
+class _Apart(ThreadPoolExecutor):
+    """Threads that each wait for a process, in which a task is done."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self._workers, self._starting, self._ended = workers, threading.Lock(), False
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Do it in a process of its own."""
+        return super().submit(self._done_apart, fn, *args, **kwargs)
+
+    def _done_apart(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        with processes(1, of=self._workers) as process:
+            with self._starting:
+                if self._ended:
+                    raise CancelledError
+                future = process.submit(fn, *args, **kwargs)
+            return future.result()
+
+    def end(self) -> None:
+        """Begin no more tasks, and end those that are begun."""
+        self.shutdown(wait=False, cancel_futures=True)
+        with self._starting:
+            self._ended = True
+        _kill_children()
+
+
+def _kill_children() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 @contextlib.contextmanager
@@ -82,14 +127,13 @@ def _dask(workers: int, scheduler: str | None, kernel: str | None) -> Iterator[E
         yield client.get_executor()
 
 
-def processes(workers: int, max_tasks_per_child: int | None = None) -> ProcessPoolExecutor:
-    """Fresh processes, which leave Ctrl-C to this one and take no more threads together than there are cores."""
+def processes(workers: int, of: int | None = None) -> ProcessPoolExecutor:
+    """Fresh processes, some `of` those at work, which leave Ctrl-C to this one and take no more threads than cores."""
     return ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(_share_of_cores(workers),),
-        max_tasks_per_child=max_tasks_per_child,
+        initargs=(_share_of_cores(of or workers),),
     )
 
 

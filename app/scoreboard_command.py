@@ -2,7 +2,7 @@
 
 import json as json_format
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +15,12 @@ from rich.table import Table
 from kernelproof.models.host import write_whole
 from kernelproof.proofs.adapters import ADAPTERS, OWN
 from kernelproof.proofs.findings import Finding
-from kernelproof.proofs.report import Result
+from kernelproof.proofs.report import Result, count
 from kernelproof.proofs.scoreboard import HELD, Cell, Entry, Scoreboard, code, installed, scoreboard
 from kernelproof.spec import OPS, ParameterError
 
-from .executors import processes
+from .__main__ import heard
+from .executors import processes_of_their_own
 from .terminal import progress_bar
 
 SIGNS = {"proven": "✓", "refuted": "✗", "differs": "≠", "unsupported": "-", "not checked": "?", "no law": ""}
@@ -71,23 +72,29 @@ def board(
     workers
         Processes at a time; each holds one adapter to one operator's laws and then ends.
     merge
-        Show boards that earlier runs wrote with --json as one, such as a GPU's beside a laptop's; nothing is run.
+        Show boards that earlier runs wrote with --json as one, such as a GPU's beside a laptop's, or what a run that
+        was ended has and the rest; nothing is run.
     markdown
-        Write the board as Markdown to this file.
+        Write the board as Markdown to this file, anew after each operator: a run that is ended keeps what it has.
     json
-        Write everything that was found to this file.
+        Write everything that was found to this file, likewise.
     """
-    from .command_line import screen
+    from .command_line import check_writable, screen
+
+    check_writable("scoreboard", markdown, json)
+
+    def write(found: Scoreboard) -> None:
+        if markdown is not None:
+            write_whole(markdown, as_markdown(found).encode())
+        if json is not None:
+            write_whole(json, json_format.dumps(found.as_json(), indent=2).encode())
 
     if merge:
         found = reduce(Scoreboard.beside, map(_read, merge))
-    else:
-        found = _made(screen, adapters or installed(), ops or tuple(OPS), examples, seed, time_limit, workers)
-    show(screen, found)
-    if markdown is not None:
-        write_whole(markdown, as_markdown(found).encode())
-    if json is not None:
-        write_whole(json, json_format.dumps(found.as_json(), indent=2).encode())
+        show(screen, found)
+        write(found)
+        return
+    _make(screen, adapters or installed(), ops or tuple(OPS), examples, seed, time_limit, workers, write)
 
 
 def _read(file: Path) -> Scoreboard:
@@ -97,7 +104,7 @@ def _read(file: Path) -> Scoreboard:
         raise ParameterError("scoreboard", f"{file}: {error}", "a board that --json wrote", "Name another.") from error
 
 
-def _made(
+def _make(
     screen: Console,
     names: Sequence[str],
     rows: Sequence[str],
@@ -105,16 +112,44 @@ def _made(
     seed: int,
     time_limit: float,
     workers: int,
-) -> Scoreboard:
-    with progress_bar(screen) as bar, processes(workers, max_tasks_per_child=1) as executor:
-        task = bar.add_task("starting", total=len(names) * len(rows))
+    write: Callable[[Scoreboard], None],
+) -> None:
+    """Make the board and show it. What has been found is written each time, and is shown if the run is ended."""
+    found: Scoreboard | None = None
+    try:
+        with progress_bar(screen) as bar, processes_of_their_own(workers) as executor:
+            task = bar.add_task("starting", total=len(names) * len(rows))
 
-        def progress(entry: Entry) -> None:
-            bar.update(task, advance=1, description=f"{entry.adapter} {entry.op}")
+            def progress(entry: Entry, board: Scoreboard) -> None:
+                nonlocal found
+                found = board
+                write(board)
+                screen.print(_line(entry))
+                bar.update(task, advance=1, description=f"{entry.adapter} {entry.op}")
 
-        return scoreboard(
-            names, rows, examples=examples, seed=seed, time_limit=time_limit, executor=executor, progress=progress
-        )
+            scoreboard(
+                names, rows, examples=examples, seed=seed, time_limit=time_limit, executor=executor, progress=progress
+            )
+    except KeyboardInterrupt:
+        heard()
+        raise
+    finally:
+        if found is not None:
+            show(screen, found)
+
+
+def _line(entry: Entry) -> str:
+    """What became of one adapter's operator and its gradients."""
+    about = f"{entry.adapter} {entry.op}"
+    if entry.report is None:
+        return f"[yellow]not checked[/]  {about} [dim]({escape(entry.why)})[/]"
+    if not entry.asked:
+        return f"[dim]unsupported  {about}[/]"
+    seconds = sum(result.seconds for result in entry.report.results)
+    fell = len(entry.report.failures)
+    verdict = f"[red]{'fell':>11}[/]" if fell else f"[green]{'held':>11}[/]"
+    laws = f"{fell} of {count(len(entry.asked), 'law')}" if fell else count(len(entry.asked), "law")
+    return f"{verdict}  {about} [dim]({laws}, {seconds:.0f} s)[/]"
 
 
 def text(cell: Cell) -> str:
@@ -130,9 +165,8 @@ def show(console: Console, found: Scoreboard) -> None:
         cells = [found.cell(adapter, operator) for adapter in found.adapters]
         table.add_row(operator, *(f"[{STYLES.get(cell.verdict, 'dim')}]{text(cell)}[/]" for cell in cells))
     console.print(table)
-    for entry in found.entries:
-        if entry.report is None:
-            console.print(f"{entry.adapter} {entry.op}: not checked, {entry.why}", markup=False)
+    for why, places in unchecked(found):
+        console.print(f"not checked, {why}: {', '.join(places)}", markup=False)
     for adapter in found.adapters:
         for finding, results in fallen(found, adapter):
             console.print(f"\n[bold]{adapter}[/] {', '.join(_operators(results))}: {escape(_theorems(results))}")
@@ -156,7 +190,7 @@ def as_markdown(found: Scoreboard) -> str:
         _table(("operator", *found.adapters), whole),
         f"{LEGEND}.",
     ]
-    parts += [f"{each.adapter} `{each.op}`: not checked, {each.why}" for each in found.entries if each.report is None]
+    parts += [f"Not checked, {why}: {', '.join(places)}." for why, places in unchecked(found)]
     for adapter in found.adapters:
         cells = {each: [text(found.cell(adapter, each, level)) for level in HELD] for each in found.operators}
         rows = ((f"`{operator}`", *row) for operator, row in cells.items() if set(row) - {SIGNS["unsupported"], ""})
@@ -171,6 +205,15 @@ def as_markdown(found: Scoreboard) -> str:
                 f"```python\n{code(adapter, results[0])}\n```\n\n</details>",
             ]
     return "\n\n".join(parts) + "\n"
+
+
+def unchecked(found: Scoreboard) -> list[tuple[str, list[str]]]:
+    """What was not held to the laws, by why not."""
+    together: dict[str, list[str]] = {}
+    for entry in found.entries:
+        if entry.report is None:
+            together.setdefault(entry.why, []).append(f"{entry.adapter} {entry.op}")
+    return list(together.items())
 
 
 def fallen(found: Scoreboard, adapter: str) -> list[tuple[Finding | None, list[Result]]]:

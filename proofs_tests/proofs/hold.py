@@ -39,6 +39,12 @@ PATIENCE = 20
 SEARCHED = 2000
 """Problems among which there is one to find, or the search ends."""
 
+SMALL = 20
+"""Small problems that are tried once one has failed: the smallest that fails is looked for from there."""
+
+SEEDS = 3
+"""Values that are tried for each smaller problem, at most, beside its own."""
+
 KEPT_STATE = "not as the first call of a new process: what the kernel keeps of earlier calls, raised ones too, decides"
 """Said of a case that holds when it is pasted."""
 
@@ -205,13 +211,26 @@ class _Run:
 
         def smaller(problem: Problem) -> None:
             hypothesis.assume(self.law.where(problem) and holds(problem))
-            self.check(problem, holds)
+            # Where only some values show the fault, others of a small problem do what these of a larger one did.
+            for seed in dict.fromkeys((problem.seed, *range(SEEDS))):
+                self.check(replace(problem, seed=seed), holds)
 
         try:
             self.check(problem, holds)
         except LawBroken as broken:
-            shrink(self.domain, choices, smaller)
+            shrink(self.domain, self.small_one(holds) or choices, smaller)
             raise hypothesis.errors.Flaky("It held when it was tried again.") from broken
+
+    def small_one(self, holds: Callable[[Problem], bool]) -> Sequence[int] | None:
+        """The choices of a small problem that fails too, if one is soon found: what begins small ends small."""
+        drawn = (each for each in islice(self.domain.at_random(self.law.name), SEARCHED // 4) if holds(each[0]))
+        legal = [each for each in drawn if self.law.where(each[0])]
+        for problem, choices in sorted(legal, key=lambda each: (len(each[1]), sum(each[1][1:])))[:SMALL]:
+            try:
+                self.check(problem, holds)
+            except LawBroken:
+                return choices
+        return None
 
 
 def hold(

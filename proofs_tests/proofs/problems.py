@@ -45,6 +45,9 @@ LONG = (2**16 + 1, 2**16 + 1, 2**18 + 1)
 PLANE = 182
 """Rows and columns of an image that 15 bits do not count, so that 16 do not count two of them."""
 
+SPARE = 5
+"""Rows and columns of an image beyond those that its window just fits, at most, where it is not long."""
+
 CONV2D_LONG = ("none", "channels", "channels", "filters", "n", "h", "wide", "wide", "wide", "groups", "both", "far")
 POOL_LONG = ("none", "none", "wide", "wide", "wide", "wide", "wide", "channels", "n", "h", "far")
 """What is long in a problem; one in some thirty is "large" beside these."""
@@ -137,7 +140,11 @@ def _parameters(operator: str) -> Mapping[str, inspect.Parameter]:
 
 
 class Choices:
-    """Choices that make up a configuration: each is a number below a count, and the smaller the simpler."""
+    """Choices that make up a configuration: each is a number below a count, and the smaller the simpler.
+
+    What all configurations of an operator choose comes first, however much of it is used; what only some choose comes
+    last. So one choice can be made simpler alone: the others keep their places, and simpler ones are no more of them.
+    """
 
     def __init__(self, below: Callable[[int], int]) -> None:
         self._below = below
@@ -177,14 +184,15 @@ def _geometry(choices: Choices, common: Pair, stride: int, kind: str) -> tuple[P
 
     Of the kind "far" one of the three is larger than usual, of the kind "large" the filter is small.
     """
-    if choices.one_of("any", "any", "any", "common") == "common" and kind != "far":
-        return common, (stride, stride), (1, 1)
+    is_common = choices.one_of("any", "any", "any", "common") == "common"
     extents = {"far": (1, 2, 3), "large": (1, 2)}.get(kind, (1, 2, 3, 1, 2, 3, 4, 5, 7))
     chosen = [(choices.one_of(*each), choices.one_of(*each)) for each in (extents, (1, 2, 3), (1, 2, 3))]
     if kind == "far":
         which = choices.between(0, 2)
         far, other = choices.one_of(*FAR), choices.one_of(1, *FAR)
         chosen[which] = (far, other) if choices.one_of(1, -1) == 1 else (other, far)
+    elif is_common:
+        return common, (stride, stride), (1, 1)
     kernel, stride_of_axes, dilation = chosen
     return kernel, stride_of_axes, dilation
 
@@ -194,14 +202,15 @@ def conv2d(choices: Choices, family: str) -> Configuration:
     # One long axis at a time: past every tile and vector width, at a cost that stays small.
     long = choices.one_of(*3 * CONV2D_LONG, "large")
     groups, n = choices.one_of(1, 2, 1, 3), choices.batch()
-    channels, filters = choices.size(3), choices.size(3)
-    # The 3x3 that fast algorithms are written for, with any padding: preconditions get forgotten there.
-    kernel, stride, dilation = _geometry(choices, (3, 3), 1, long)
+    channels, filters, has_bias = choices.size(3), choices.size(3), choices.flag()
     most = 8 if long == "far" else 3
     rows, columns = ((choices.between(0, most), choices.between(0, most)) for _ in range(2))
     padding = rows, columns
+    spare = choices.between(0, SPARE), choices.between(0, SPARE)
+    # The 3x3 that fast algorithms are written for, with any padding: preconditions get forgotten there.
+    kernel, stride, dilation = _geometry(choices, (3, 3), 1, long)
     window = Window(kernel, stride, padding, dilation)
-    h, w = (_fitting(choices, window, axis) for axis in (0, 1))
+    h, w = (_fitting(window, axis) + spare[axis] for axis in (0, 1))
     match long:
         case "channels":
             channels = choices.one_of(*TILES)
@@ -225,7 +234,7 @@ def conv2d(choices: Choices, family: str) -> Configuration:
             n, groups, channels, filters, h, w = 2, min(groups, 2), min(channels, 2), min(filters, 2), PLANE, PLANE
             h, w = h + window.extent(0), w + window.extent(1)
     shapes: dict[str, Shape] = {"x": (n, channels * groups, h, w), "weight": (filters * groups, channels, *kernel)}
-    if choices.flag():
+    if has_bias:
         shapes["bias"] = (filters * groups,)
     output = (n, filters * groups, window.p((h, w)), window.q((h, w)))
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
@@ -236,15 +245,16 @@ def max_pool2d(choices: Choices, family: str) -> Configuration:
     """Every geometry of max pooling in which each window sees the input."""
     long = choices.one_of(*3 * POOL_LONG, "large")
     n, c = choices.batch(), choices.size(4)
-    # The 2x2 with stride 2 that kernels have a path of their own for.
+    ceil_mode, return_indices = choices.flag(), choices.flag()
+    spare = choices.between(0, SPARE), choices.between(0, SPARE)
+    # The 2x2 with stride 2 that kernels have a path of their own for, without padding.
     kernel, stride, dilation = _geometry(choices, (2, 2), 2, long)
-    padding = ((0, 0), (0, 0))
-    if (kernel, stride, dilation) != ((2, 2), (2, 2), (1, 1)):
-        reaches = ((size - 1) * gap for size, gap in zip(kernel, dilation, strict=True))
-        padding = tuple((choices.between(0, reach), choices.between(0, reach)) for reach in reaches)
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": choices.flag()}
+    is_common = (kernel, stride, dilation) == ((2, 2), (2, 2), (1, 1))
+    reaches = (0 if is_common else (size - 1) * gap for size, gap in zip(kernel, dilation, strict=True))
+    padding = tuple((choices.between(0, reach), choices.between(0, reach)) for reach in reaches)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": ceil_mode}
     window = Window(kernel, **options)
-    h, w = (_fitting(choices, window, axis) for axis in (0, 1))
+    h, w = (_fitting(window, axis) + spare[axis] for axis in (0, 1))
     match long:
         case "wide":
             w = _across(choices, window)
@@ -263,14 +273,15 @@ def max_pool2d(choices: Choices, family: str) -> Configuration:
         options["padding"] = ((0, 0), (0, 0))
         h, w = max(h, window.extent(0)), max(w, window.extent(1))
     window = Window(kernel, **options)
-    options |= {"kernel_size": kernel, "return_indices": choices.flag()}
+    options |= {"kernel_size": kernel, "return_indices": return_indices}
     return {"x": (n, c, h, w)}, options, (n, c, window.p((h, w)), window.q((h, w)))
 
 
 def linear(choices: Choices, family: str) -> Configuration:
     """Any batch and feature counts: one of them long, past the blocks of a sum, or all past a tile."""
-    n, c, k = choices.batch(), choices.size(5), choices.size(5)
-    match choices.one_of("none", "n", "c", "k", "n", "c", "k", "all", "large"):
+    long = choices.one_of("none", "n", "c", "k", "n", "c", "k", "all", "large")
+    n, c, k, has_bias = choices.batch(), choices.size(5), choices.size(5), choices.flag()
+    match long:
         case "n":
             n = choices.one_of(*TILES, *BLOCKS)
         case "c":
@@ -282,7 +293,7 @@ def linear(choices: Choices, family: str) -> Configuration:
         case "large":
             n, c, k = choices.one_of((257, 257, k), (n, 257, 257), (257, c, 257))
     shapes: dict[str, Shape] = {"x": (n, c), "weight": (k, c)}
-    if choices.flag():
+    if has_bias:
         shapes["bias"] = (k,)
     return shapes, {}, (n, k)
 
@@ -295,8 +306,9 @@ def relu(choices: Choices, family: str) -> Configuration:
 
 def flatten(choices: Choices, family: str) -> Configuration:
     """Any batch of images, one of the sizes long now and then."""
+    long = choices.one_of(*2 * ("none", "n", "c", "h", "w", "w"), "large")
     n, c, h, w = choices.batch(), choices.size(4), choices.size(5), choices.size(5)
-    match choices.one_of(*2 * ("none", "n", "c", "h", "w", "w"), "large"):
+    match long:
         case "n":
             n = choices.one_of(*TILES)
         case "c":
@@ -312,42 +324,45 @@ def flatten(choices: Choices, family: str) -> Configuration:
 
 def cross_entropy(choices: Choices, family: str) -> Configuration:
     """Any number of rows and classes; more than a few now and then, up to a thousand classes."""
-    n, k = (
-        choices.size_or_tile(1, 5),
-        (choices.one_of(*BLOCKS, *CLASSES) if choices.flag() else choices.size_or_tile(1, 6)),
-    )
+    many = choices.flag()
+    n, k = choices.size_or_tile(1, 5), choices.size_or_tile(1, 6)
+    if many:
+        k = choices.one_of(*BLOCKS, *CLASSES)
     return {"logits": (n, k), "target": (n,)}, {}, ()
 
 
 def sgd(choices: Choices, family: str) -> Configuration:
     """Any shape; whole rates where the result has to be exact, everyday ones where it is rounded."""
-    shape = _any_shape(choices)
     rates = {"real": (0.0, 0.01, 0.1, 0.9), "mantissa": (0, 1)}.get(family, (0, 1, 2, 3))
     options = {"learning_rate": choices.one_of(*rates), "momentum": choices.one_of(*rates)}
+    shape = _any_shape(choices)
     return {"parameter": shape, "gradient": shape, "velocity": shape}, options, shape
 
 
 def _any_shape(choices: Choices) -> Shape:
     # Mostly rows of several elements: a single one is zero too often to prove anything.
-    match choices.one_of("rows", "rows", "rows", "rows", "rows", "rows", "one", "long"):
+    kind = choices.one_of("rows", "rows", "rows", "rows", "rows", "rows", "one", "long")
+    axes, sizes = choices.between(0, 4), [choices.batch() for _ in range(4)]
+    row = choices.size_or_tile(4, 10)
+    match kind:
         case "one":
             return ()
         case "long":
             # Past what kernels hand to one task, or a GPU to one block of threads.
             return (choices.one_of(*LONG),)
-    return (*(choices.batch() for _ in range(choices.between(0, 4))), choices.size_or_tile(4, 10))
+    return (*sizes[:axes], row)
 
 
-def _fitting(choices: Choices, window: Window, axis: int, outputs: int = 1, spare: int = 5) -> int:
-    """An input size at which the window takes so many positions, the smallest legal one or up to `spare` above it."""
+def _fitting(window: Window, axis: int, outputs: int = 1) -> int:
+    """The smallest legal input size at which the window takes so many positions."""
     least = (outputs - 1) * window.stride[axis] + window.extent(axis) - sum(window.padding[axis])
-    return max(1, least) + choices.between(0, spare)
+    return max(1, least)
 
 
 def _across(choices: Choices, window: Window) -> int:
     """A width across which the window takes as many steps as there are columns in several register tiles."""
     _, stride = window.stride
-    return _fitting(choices, window, 1, choices.one_of(*WIDE), stride - 1)
+    return _fitting(window, 1, choices.one_of(*WIDE)) + choices.between(0, stride - 1)
 
 
 CONFIGURATIONS: Mapping[str, Callable[[Choices, str], Configuration]] = {

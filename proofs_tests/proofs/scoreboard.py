@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -18,6 +18,8 @@ from .verify import LEVELS, laws_of, verify, work_of
 
 SCHEMA = "kernelproof.scoreboard/2"
 """Changes its number when a reader of the JSON would have to change."""
+
+NOT_REACHED = "not reached before the run was ended"
 
 HELD = tuple(level for level in LEVELS if level not in ("L0", "L9"))
 """The levels that judge answers: L0 is about this project's own sizes, L9 about the errors that wrong calls raise."""
@@ -166,11 +168,15 @@ class Scoreboard:
         )
 
     def beside(self, other: "Scoreboard") -> "Scoreboard":
-        """Both as one, the other's entries in place of this one's; raises ParameterError for runs that differ."""
+        """Both as one; raises ParameterError for runs that differ.
+
+        The other's entries stand in place of this one's, unless only this one's have a report.
+        """
         if (self.examples, self.seed) != (other.examples, other.seed):
             runs = " and ".join(f"{each.examples} examples with seed {each.seed}" for each in (self, other))
             raise ParameterError("scoreboard", f"boards of {runs}", "runs alike", "Make them anew.")
-        entries = {(each.adapter, each.op): each for each in (*self.entries, *other.entries)}
+        both = sorted((*self.entries, *other.entries), key=lambda entry: entry.report is not None)
+        entries = {(each.adapter, each.op): each for each in both}
         versions = {**self.adapters, **other.adapters}
         order = [name for name in (*OWN, *ADAPTERS) if name in versions]
         adapters = {name: versions[name] for name in order}
@@ -192,12 +198,12 @@ def scoreboard(
     seed: int = 0,
     time_limit: float | None = None,
     executor: Executor | None = None,
-    progress: Callable[[Entry], None] = lambda entry: None,
+    progress: Callable[[Entry, Scoreboard], None] = lambda entry, board: None,
 ) -> Scoreboard:
     """Hold the adapters, by default all that are installed, to the laws of these rows of the table, by default all.
 
     With a `time_limit`, seconds for one check, functions run in a process of their own; an `executor` makes the entries
-    in its workers. `progress` is called with each entry.
+    in its workers. `progress` is called with each entry and the board as it is then: an interrupted run has that much.
 
     Raises ParameterError for an unknown adapter or row, UnsupportedError for an adapter that is not installed.
     """
@@ -210,11 +216,13 @@ def scoreboard(
             require(name)
     packages = {name: ADAPTERS[name].versions if name in ADAPTERS else {} for name in names}
     work = [Work(name, row, examples, seed, time_limit) for name in names for row in rows]
-    entries = {}
+    entries = {(each.adapter, each.op): Entry(each.adapter, each.op, (), None, NOT_REACHED) for each in work}
+    board = Scoreboard(packages, tuple(entries.values()), examples, seed)
     for entry in _entries(work, executor):
         entries[entry.adapter, entry.op] = entry
-        progress(entry)
-    return Scoreboard(packages, tuple(entries[each.adapter, each.op] for each in work), examples, seed)
+        board = replace(board, entries=tuple(entries.values()))
+        progress(entry, board)
+    return board
 
 
 def _entries(work: Sequence[Work], executor: Executor | None) -> Iterator[Entry]:
@@ -225,8 +233,9 @@ def _entries(work: Sequence[Work], executor: Executor | None) -> Iterator[Entry]
     for future in as_completed(futures):
         try:
             yield future.result()
-        except BrokenExecutor:
-            yield Entry(futures[future].adapter, futures[future].op, (), None, "its process ended")
+        except Exception as error:  # Whatever becomes of one shall not end the others.
+            why = "its process ended" if isinstance(error, BrokenExecutor) else f"{type(error).__name__}: {error}"
+            yield Entry(futures[future].adapter, futures[future].op, (), None, why)
 
 
 def installed() -> tuple[str, ...]:

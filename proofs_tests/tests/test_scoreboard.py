@@ -1,8 +1,11 @@
 """The scoreboard: verdicts by operator and level, what fell with what is known, and the command that prints it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
@@ -13,10 +16,11 @@ import numpy as np
 import pytest
 
 from kernelproof import spec
+from kernelproof.executors import processes_of_their_own
 from kernelproof.proofs import Subject, findings
 from kernelproof.proofs.adapters import ADAPTERS, Adapter
 from kernelproof.proofs.findings import Finding
-from kernelproof.proofs.scoreboard import HELD, Scoreboard, installed, scoreboard
+from kernelproof.proofs.scoreboard import HELD, Entry, Scoreboard, installed, scoreboard
 from kernelproof.scoreboard_command import as_markdown, text
 
 PAGE = Path(__file__).parents[2] / "docs" / "scoreboard.md"
@@ -117,6 +121,59 @@ def test_a_worker_that_dies_leaves_its_cells_unchecked():
     board = scoreboard(["cpu"], ["relu"], examples=1, executor=Dying())
     assert {board.cell("cpu", operator).verdict for operator in board.operators} == {"not checked"}
     assert board.as_json()["fallen"] == []
+
+
+def test_an_interrupted_run_has_the_board_of_what_was_done(wrong: Scoreboard):
+    kept: list[Scoreboard] = []
+
+    def interrupted(entry: Entry, board: Scoreboard) -> None:
+        kept.append(board)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scoreboard(["wrong"], ["relu", "linear"], examples=10, progress=interrupted)
+    [board] = kept
+    assert text(board.cell("wrong", "relu")) == text(wrong.cell("wrong", "relu"))
+    assert board.cell("wrong", "linear").verdict == "not checked"
+    assert "Not checked, not reached before the run was ended: wrong linear." in as_markdown(board)
+    # The rest of it beside that, whichever is named first.
+    for both in (board.beside(wrong), wrong.beside(board)):
+        assert both.cell("wrong", "linear").verdict == "unsupported"
+
+
+def _ends_its_process() -> None:
+    os._exit(7)
+
+
+def test_a_process_that_ends_takes_no_other_task_with_it():
+    with processes_of_their_own(1) as executor:
+        ends, lives = executor.submit(_ends_its_process), executor.submit(os.getpid)
+        with pytest.raises(BrokenExecutor):
+            ends.result()
+        assert lives.result() != os.getpid()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX terminates processes so")
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_shows_and_keeps_what_it_has(ended_by: signal.Signals, tmp_path: Path):
+    data = tmp_path / "board.json"
+    command = [sys.executable, "-m", "kernelproof", "scoreboard", "--adapters", "onnxruntime", "--ops", "sgd", "conv2d"]
+    command += ["--examples", "100000", "--workers", "1", "--json", str(data)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not data.exists():
+        time.sleep(0.05)
+    process.send_signal(ended_by)
+    shown, complaint = process.communicate()
+    assert (process.returncode, "Traceback" in complaint) == (128 + ended_by, False)
+    assert "not reached before the run was ended: onnxruntime conv2d" in shown
+    assert [entry["report"] is None for entry in json.loads(data.read_text())["entries"]] == [False, True]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_run(tmp_path: Path):
+    command = [sys.executable, "-m", "kernelproof", "scoreboard", "--adapters", "cpu", "--ops", "sgd"]
+    command += ["--json", str(tmp_path / "no folder" / "board.json")]
+    came = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (came.returncode, came.stdout) == (2, "")
 
 
 @pytest.mark.parametrize(("arguments", "error"), [

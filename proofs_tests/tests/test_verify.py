@@ -35,6 +35,27 @@ def test_the_smallest_case_is_small() -> None:
     assert "'stride': (1, 1), 'padding': ((0, 0), (0, 0))" in failure.problem
 
 
+def test_the_smallest_case_is_small_where_few_values_show_the_fault() -> None:
+    def pads_with_zeros(x: Any, kernel_size: Any, *, padding: Any, **options: Any) -> Any:
+        return spec.max_pool2d(np.pad(x, [(0, 0), (0, 0), *padding]), kernel_size, padding=0, **options)
+
+    # A window of negative numbers does.
+    for result in verify(pads_with_zeros, "max_pool2d", level=("L1", "L2", "L3"), supports="not ceil_mode").failures:
+        assert result.failure is not None
+        assert "shapes={'x': (1, 1, 1, 1)}" in result.failure.problem
+
+
+def test_the_smallest_case_is_small_where_the_first_that_fails_is_long() -> None:
+    def loses_a_remainder(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+        y = spec.conv2d(x, weight, bias, **options).copy()
+        y[..., max(1, y.shape[3] // 4) * 4 :] = 0
+        return y
+
+    for result in verify(loses_a_remainder, "conv2d", level=("L1", "L2", "L3", "L4")).failures:
+        assert result.failure is not None
+        assert "shapes={'x': (1, 1, 1, 5), 'weight': (1, 1, 1, 1)}" in result.failure.problem
+
+
 def test_unsupported_is_no_pass() -> None:
     def nothing(x: Any) -> Any:
         raise NotImplementedError
