@@ -113,10 +113,11 @@ def equals_the_specification_on_whole_numbers(kernel: Kernel, problem: Problem) 
     # Kernel minus specification is a polynomial of degree at most 2: not zero, it vanishes at a random point with
     # probability at most 2 / |S| (Schwartz 1980, Zippel 1979). Draw until the product is below 1e-9.
     escape, draw, vacuous = 1.0, 0, True
-    once = 2 / (2 * largest_whole(problem) + 1) if problem.op.linear_in else None
+    # In the class that the kernel rounds by: sums that go through transforms are exact for smaller numbers.
+    rounded = _rounding(kernel, problem)
+    once = 2 / (2 * largest_whole(rounded) + 1) if problem.op.linear_in else None
     while draw == 0 or (once is not None and escape > 1e-9):
-        drawn = problem.redrawn(draw)
-        arrays = drawn.arrays()
+        drawn, arrays = problem.redrawn(draw), rounded.redrawn(draw).arrays()
         right = specified(drawn, arrays, np.int64)
         compare(drawn, evaluate(kernel, drawn, arrays), right)
         vacuous, draw = vacuous and all_zero(right), draw + 1
@@ -136,7 +137,7 @@ def equals_the_specification_where_values_tie(kernel: Kernel, problem: Problem) 
 @law("L2", "mantissa", RATIONAL)
 def keeps_every_bit_of_the_significand(kernel: Kernel, problem: Problem) -> Observation:
     """Odd numbers that fill the significand come through multiplied by one and added to zero, bit for bit."""
-    arrays = problem.arrays()
+    arrays = _rounding(kernel, problem).arrays()
     right = specified(problem, arrays, np.int64)
     came = evaluate(kernel, problem, arrays)
     try:
@@ -172,7 +173,7 @@ def fewest_bits(kernel: Kernel, problem: Problem) -> int:
     fewest, scale = 53, 2.0 ** (15 - significand_bits(problem.dtype))
     for draw in range(1, DRAWS + 1):
         drawn = problem.redrawn(draw)
-        arrays = drawn.arrays()
+        arrays = _rounding(kernel, drawn).arrays()
         right = specified(drawn, arrays, np.int64)[0] * scale
         for name in _scaled(arrays) if problem.op.linear_in else arrays:
             arrays[name] = (arrays[name] * scale).astype(problem.dtype)
@@ -201,6 +202,12 @@ def rounds_within_the_derived_bound(kernel: Kernel, problem: Problem) -> Observa
     return Observation(ratio=ratio, vacuous=all_zero(right))
 
 
+def _rounding(kernel: Kernel, problem: Problem) -> Problem:
+    """The problem in the precision class whose rounding the kernel is allowed there."""
+    rounds_as = declared(kernel).rounds_as
+    return replace(problem, precision=rounds_as(problem) or problem.precision) if rounds_as else problem
+
+
 def within_bound(
     kernel: Kernel, problem: Problem, arrays: Mapping[str, np.ndarray], came: tuple[np.ndarray, ...]
 ) -> tuple[float, tuple[np.ndarray, ...]]:
@@ -210,12 +217,10 @@ def within_bound(
     given = {name: each if each.dtype.kind == "i" else each.astype(wide) for name, each in arrays.items()}
     results = problem.call(problem.spec, given)
     right = tuple(map(np.asarray, results if isinstance(results, tuple) else (results,)))
-    rounds_as = declared(kernel).rounds_as
-    rounded = replace(problem, precision=rounds_as(problem)) if rounds_as else problem
     allowed = tuple(
         kernels + references
         for kernels, references in zip(
-            rounding_bound(rounded, arrays, problem.dtype),
+            rounding_bound(_rounding(kernel, problem), arrays, problem.dtype),
             # The reference keeps all the bits that it has: what the kernel declares is no excuse for it.
             rounding_bound(replace(problem, precision=None), arrays, wide),
             strict=True,

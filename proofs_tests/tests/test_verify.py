@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from kernelproof import spec
-from kernelproof.proofs import verify
+from kernelproof.proofs import LAWS, LawBroken, verify
 from kernelproof.proofs.judging import declared, told
 from kernelproof.proofs.problems import Problem
 from kernelproof.proofs.report import reproduction
@@ -197,6 +198,24 @@ def test_nobody_else_is_held_to_the_bound_of_this_project_s_planner() -> None:
 
     assert subject_of("cpu", "conv2d").rounds_as is not None
     assert subject_of(Named(), "conv2d").rounds_as is None
+
+
+def test_numbers_that_come_through_exactly_are_those_of_the_class_that_the_planner_s_choice_rounds_by() -> None:
+    window = {"stride": (1, 1), "padding": ((0, 0), (2, 2)), "dilation": (1, 1), "groups": 1}
+    problem = Problem(
+        "conv2d.dx",
+        {"x": (2, 16, 8, 2), "weight": (16, 16, 3, 3)},
+        window,
+        (2, 16, 6, 4),
+        "mantissa",
+        layout="contiguous",
+    )
+    as_planned, unplanned = subject_of("cpu", "conv2d.dx"), replace(subject_of("cpu", "conv2d.dx"), rounds_as=None)
+    law = LAWS["keeps_every_bit_of_the_significand"]
+    # Winograd F(2x2, 3x3) adds four entries before it multiplies: of odd numbers of 24 bits some are rounded.
+    with pytest.raises(LawBroken, match="bits kept"):
+        law.check(unplanned.kernel(problem.operator), problem)
+    law.check(as_planned.kernel(problem.operator), problem)
 
 
 def test_what_was_unset_is_unset_for_kernels_too(tmp_path: Path) -> None:
