@@ -46,7 +46,7 @@ SEEDS = 3
 """Values that are tried for each smaller problem, at most, beside its own."""
 
 KEPT_STATE = "not as the first call of a new process: what the kernel keeps of earlier calls, raised ones too, decides"
-"""Said of a case that holds when it is pasted."""
+"""Said of a case that holds when it is tried alone."""
 
 WIDEST = 4096
 """Elements of the largest failing result whose differences are kept as a picture, beside the smallest case."""
@@ -262,8 +262,11 @@ def hold(
             if examples:
                 run.draw(examples, seed)
     except LawBroken:
-        if run.broken and isinstance(check, Isolated) and not check.breaks_anew(law, run.broken.problem):
-            run.broken.args = (f"{run.broken} ({KEPT_STATE})",)
+        if run.broken and isinstance(check, Isolated) and check.hung is None:
+            anew = check.anew(law, run.broken.problem)
+            if anew is None or anew.after is not None:
+                run.broken.after = anew and anew.after
+                run.broken.args = (f"{anew or run.broken} ({KEPT_STATE})",)
     except hypothesis.errors.Flaky:
         # The smallest case passed when it was tried again: the law broke all the same.
         if run.broken is None:

@@ -13,7 +13,7 @@ from kernelproof.spec import KernelproofError, ParameterError
 
 from .hold import Check, directly, hold
 from .isolation import Isolated
-from .laws import LAWS
+from .laws import LAWS, Law, LawBroken
 from .problems import Problem
 from .report import Result
 from .subject import Subject
@@ -135,6 +135,13 @@ def _run_pickled(pickled: bytes, job: Job, time_limit: float | None) -> Result |
             return job.run(subject, check)
         except KernelproofError as wrong_usage:
             return wrong_usage
+
+
+def met(check: Check, law: Law, earlier: Problem | None) -> None:
+    """Let the kernel meet a problem, if there is one, whatever comes of it."""
+    if earlier is not None:
+        with contextlib.suppress(LawBroken, KernelproofError, NotImplementedError):
+            check(law, earlier)
 
 
 @contextlib.contextmanager

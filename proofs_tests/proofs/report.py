@@ -25,7 +25,10 @@ PRECISION = {"float32": "fp32", "float64": "fp64"}
 
 @dataclass(frozen=True)
 class Failure:
-    """The smallest case that breaks a law, the code that shows it again, and where a larger case's result differs."""
+    """The smallest case that breaks a law, the code that shows it again, and where a larger case's result differs.
+
+    `after` is the code of a problem that the kernel has to meet before, if there is one.
+    """
 
     message: str
     problem: str
@@ -33,6 +36,7 @@ class Failure:
     values: Mapping[str, Any]
     differences: Differences | None = None
     larger: str = ""
+    after: str = ""
 
     @staticmethod
     def of(broken: LawBroken, wider: LawBroken | None = None) -> "Failure":
@@ -41,7 +45,8 @@ class Failure:
         differences = wider.values.get("differences")
         values = {name: value for name, value in broken.values.items() if name not in ("differences", "refusal")}
         larger = repr(wider.problem) if differences else ""
-        return Failure(str(broken), repr(broken.problem), broken.index, values, differences, larger)
+        after = repr(broken.after) if broken.after else ""
+        return Failure(str(broken), repr(broken.problem), broken.index, values, differences, larger, after)
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,8 @@ def _result(data: Mapping[str, Any]) -> Result:
         )
         values = {name: float(value) if value in _NAMES else value for name, value in failure["values"].items()}
         given["failure"] = Failure(
-            failure["message"], failure["problem"], tuple(failure["index"]), values, differences, failure["larger"]
+            failure["message"], failure["problem"], tuple(failure["index"]), values, differences, failure["larger"],
+            failure.get("after", ""),
         )  # fmt: skip
     return Result(**{**given, "ratios": tuple(given["ratios"])})
 
@@ -254,8 +260,11 @@ def reproduction(result: Result, report: Report) -> str:
         return ""
     module, colon, name = report.kernel.partition(":")
     needed = "".join(f", {name}={value!r}" for name, value in report.needed.items())
+    if result.failure.after:
+        needed = f", after=earlier{needed}"
+    earlier = f"earlier = {result.failure.after}\n" if result.failure.after else ""
     source = f"from {module} import {name} as kernel" if colon else f"kernel = {report.kernel!r}"
     return (
         f"from kernelproof.proofs import Problem, check\n{source}\n"
-        f"problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{needed})"
+        f"{earlier}problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{needed})"
     )

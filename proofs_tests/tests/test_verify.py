@@ -1,6 +1,7 @@
 """`verify`: its verdicts, its exit statuses, and the code that it prints."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -227,6 +228,15 @@ def test_a_case_that_needs_an_earlier_call_says_so(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "kernelproof", "verify", name, "--op", "conv2d", "--level", "L1"]
         came = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (came.returncode, "not as the first call of a new process" in came.stdout) == (1, says)
+        pasted = re.search(r"^from kernelproof.proofs import.*?^check\(.*?\)$", came.stdout, re.DOTALL | re.MULTILINE)
+        assert pasted
+        assert ("after=earlier" in pasted[0]) == says
+        again = subprocess.run(
+            [sys.executable, "-c", pasted[0]], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert "LawBroken: conv2d at" in again.stderr
+        replayed = [sys.executable, "-m", "kernelproof", "replay"]
+        assert subprocess.run(replayed, cwd=tmp_path, capture_output=True, check=False).returncode == 1
 
 
 @pytest.mark.parametrize(
