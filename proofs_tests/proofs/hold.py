@@ -96,6 +96,7 @@ class _Run:
     missed: Counter[str] = field(default_factory=Counter)
     worst: float = 0.0
     ratios: Counter[int] = field(default_factory=Counter)
+    rounded_as: Counter[str] = field(default_factory=Counter)
     escape: float | None = None
     hit: Counter[str] = field(default_factory=Counter)
     broken: LawBroken | None = None
@@ -130,6 +131,7 @@ class _Run:
         self.vacuous += seen.vacuous
         self.worst = max(self.worst, seen.ratio)
         self.ratios[min(int(seen.ratio * RATIO_BINS), RATIO_BINS - 1)] += not seen.vacuous
+        self.rounded_as.update({seen.rounded_as} - {None} if not seen.vacuous else ())
         if seen.escape is not None:
             self.escape = max(self.escape or 0.0, seen.escape)
         self.hit.update(self.predicates_of(problem))
@@ -287,6 +289,7 @@ def hold(
         hit={name: run.hit[name] for name in predicates(operator)},
         failure=Failure.of(run.broken, run.widest) if run.broken else None,
         declined=run.declined,
+        rounded_as=dict(run.rounded_as),
     )
 
 

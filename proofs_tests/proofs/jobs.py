@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, replace
@@ -93,6 +94,7 @@ def merge(one: Result, other: Result) -> Result:
             default=None,
         ),
         ratios=ratios,
+        rounded_as=dict(sorted((Counter(one.rounded_as) + Counter(other.rounded_as)).items())),
         declined=min(filter(None, (one.declined, other.declined)), default=""),
     )
 

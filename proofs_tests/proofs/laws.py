@@ -20,11 +20,15 @@ from .values import INEXACT, largest_whole, significand_bits
 
 @dataclass(frozen=True)
 class Observation:
-    """What one passed check measured: the worst error over its bound, and the chance that a wrong kernel escaped it."""
+    """What one passed check measured: the worst error over its bound, and the chance that a wrong kernel escaped it.
+
+    `rounded_as` is the class whose numbers and bound it was, if not the one that was declared.
+    """
 
     ratio: float = 0.0
     escape: float | None = None
     vacuous: bool = False
+    rounded_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,14 @@ def law(
 
     def register(check: Callable[[Kernel, Problem], Observation]) -> Law:
         def checked(kernel: Kernel, problem: Problem) -> Observation:
+            rounded = _rounding(kernel, problem)
             try:
-                return check(kernel, problem)
+                seen = check(kernel, rounded)
             except LawBroken as broken:
                 # Found in a problem that this one leads to; this one is what shows it again.
                 broken.problem = problem
                 raise
+            return replace(seen, rounded_as=rounded.precision) if rounded.precision != problem.precision else seen
 
         statement = (check.__doc__ or "").strip()
         made = Law(
@@ -198,7 +204,13 @@ def rounds_within_the_derived_bound(kernel: Kernel, problem: Problem) -> Observa
     arrays = problem.arrays()
     came = evaluate(kernel, problem, arrays)
     ratio, right = within_bound(kernel, problem, arrays, came)
-    return Observation(ratio=ratio, vacuous=all_zero(right))
+    return Observation(ratio, vacuous=all_zero(right))
+
+
+def _rounding(kernel: Kernel, problem: Problem) -> Problem:
+    """The problem in the precision class whose rounding the kernel is allowed there."""
+    rounds_as = declared(kernel).rounds_as
+    return replace(problem, precision=rounds_as(problem)) if rounds_as else problem
 
 
 def within_bound(
@@ -210,12 +222,10 @@ def within_bound(
     given = {name: each if each.dtype.kind == "i" else each.astype(wide) for name, each in arrays.items()}
     results = problem.call(problem.spec, given)
     right = tuple(map(np.asarray, results if isinstance(results, tuple) else (results,)))
-    rounds_as = declared(kernel).rounds_as
-    rounded = replace(problem, precision=rounds_as(problem)) if rounds_as else problem
     allowed = tuple(
         kernels + references
         for kernels, references in zip(
-            rounding_bound(rounded, arrays, problem.dtype),
+            rounding_bound(_rounding(kernel, problem), arrays, problem.dtype),
             # The reference keeps all the bits that it has: what the kernel declares is no excuse for it.
             rounding_bound(replace(problem, precision=None), arrays, wide),
             strict=True,

@@ -54,7 +54,8 @@ class Result:
     """One law held against one operator's kernel; `vacuous` problems, where zeros are right, are no `cases`.
 
     `ratios` counts the problems by their worst error over its bound, in `RATIO_BINS` classes. `declined` is why one of
-    the `unsupported` problems was.
+    the `unsupported` problems was. `rounded_as` counts the problems, by class, with the numbers and bound of another
+    precision class than the one that was declared: that of the algorithm which the CPU's planner takes there.
     """
 
     operator: str
@@ -71,6 +72,7 @@ class Result:
     failure: Failure | None
     ratios: tuple[int, ...] = ()
     declined: str = ""
+    rounded_as: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -252,6 +254,13 @@ def _finite(value: Any) -> Any:
 def count(number: int, what: str) -> str:
     """`1 law`, `2 laws`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def wider(result: Result) -> str:
+    """How many of a law's problems were of another precision class than the declared one; nothing if none."""
+    return ", ".join(
+        f"{number:,} of them with the numbers and bound of {kind}" for kind, number in result.rounded_as.items()
+    )
 
 
 def reproduction(result: Result, report: Report) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import numpy as np
 import pytest
 
 from kernelproof import spec
-from kernelproof.proofs import verify
-from kernelproof.proofs.judging import declared, told
+from kernelproof.proofs import LAWS, Report, verify
+from kernelproof.proofs.hold import hold
+from kernelproof.proofs.jobs import merge
+from kernelproof.proofs.judging import LawBroken, declared, told
 from kernelproof.proofs.problems import Problem
+from kernelproof.proofs.render import markdown
 from kernelproof.proofs.report import reproduction
 from kernelproof.proofs.subject import subject_of
+from kernelproof.report_page import report_page
 from kernelproof.spec import OPERATORS, KernelproofError
+from kernelproof.terminal import line
 
 
 def test_the_specification_is_proven_with_less_than_one_in_a_billion_to_escape() -> None:
@@ -200,6 +206,24 @@ def test_nobody_else_is_held_to_the_bound_of_this_project_s_planner() -> None:
     assert subject_of(Named(), "conv2d").rounds_as is None
 
 
+def test_where_the_planner_takes_winograd_its_class_decides_and_the_report_says_so() -> None:
+    shapes = {"x": (2, 33, 8, 8), "weight": (33, 33, 3, 3)}
+    options = {"stride": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": 1}
+    problem = Problem("conv2d", shapes, options, (2, 33, 8, 8), "mantissa")
+    kernel, law = subject_of("cpu").kernel("conv2d"), LAWS["keeps_every_bit_of_the_significand"]
+    assert law.check(kernel, problem).rounded_as == "winograd2"
+    with pytest.raises(LawBroken) as broken:
+        law.check(replace(kernel, rounds_as=None), problem)
+    assert broken.value.problem == problem
+    result = hold(law, subject_of("cpu", "conv2d"), "conv2d", 1, 0, known=[problem])
+    assert result.rounded_as["winograd2"] > 0
+    assert f"{result.rounded_as['winograd2']} of them with the numbers and bound of winograd2" in line(result)
+    report = Report("cpu", 0, 100, (result,), {"dtypes": ["float32"]})
+    assert "of winograd2" in markdown(report)
+    assert "of winograd2" in report_page(report)
+    assert merge(result, result).rounded_as["winograd2"] == 2 * result.rounded_as["winograd2"]
+
+
 def test_what_was_unset_is_unset_for_kernels_too(tmp_path: Path) -> None:
     (tmp_path / "asks.py").write_text(
         "import os\nfrom kernelproof import spec\n\n"
@@ -237,6 +261,25 @@ def test_a_case_that_needs_an_earlier_call_says_so(tmp_path: Path) -> None:
         assert "LawBroken: conv2d at" in again.stderr
         replayed = [sys.executable, "-m", "kernelproof", "replay"]
         assert subprocess.run(replayed, cwd=tmp_path, capture_output=True, check=False).returncode == 1
+
+
+def _one_pixel_over(x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
+    y = spec.conv2d(x, weight, bias, **options).copy()
+    n, _, p, q = y.shape
+    if n * p * q > 96 and n * p * q % 96 == 1:
+        y[-1, :, -1, -1] = 0
+    return y
+
+
+def _past_256_filters(dy: Any, weight: Any, x_shape: Any, **options: Any) -> Any:
+    if weight.shape[0] // options["groups"] > 256:
+        dy = np.concatenate((dy[:, :256], 0 * dy[:, 256:]), axis=1)
+    return spec.conv2d_dx(dy, weight, x_shape, **options)
+
+
+@pytest.mark.parametrize(("kernel", "op"), [(_one_pixel_over, "conv2d"), (_past_256_filters, "conv2d.dx")])
+def test_what_is_wrong_past_a_block_or_in_the_last_tile_is_found(kernel: Any, op: str) -> None:
+    assert verify(kernel, op, level="L1").verdict == "refuted"
 
 
 @pytest.mark.parametrize(
