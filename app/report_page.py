@@ -10,7 +10,7 @@ import jinja2
 
 from kernelproof.proofs.judging import AXES
 from kernelproof.proofs.render import facts, why_unchecked
-from kernelproof.proofs.report import Report, Result, reproduction
+from kernelproof.proofs.report import Report, Result, reproduction, wider
 
 MARKS = {"proven": "✓", "refuted": "✕", "unsupported": "–", "vacuous": "○"}  # noqa: RUF001 - a dash, meant
 
@@ -41,6 +41,8 @@ def report_page(report: Report) -> str:
         statements=sorted({(result.level, result.law, result.statement) for result in results}),
         failures=[(result, reproduction(result, report), heat_map(result)) for result in report.failures],
         histograms=[(result, histogram(result.ratios)) for result in results if sum(result.ratios)],
+        wider_ones=[result for result in results if result.rounded_as],
+        wider=wider,
         coverage=[
             (operator, report.hit(operator), report.hit(operator, "L1"))
             for operator in report.operators

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kernelproof.models import Digits, TrainConfig, train
 from kernelproof.models import Progress as Step
 from kernelproof.proofs import Report, Result
-from kernelproof.proofs.report import count, reproduction
+from kernelproof.proofs.report import count, reproduction, wider
 from kernelproof.proofs.subject import Subject
 from kernelproof.proofs.verify import LEVELS, work_of
 from kernelproof.spec import SpecChain
@@ -55,6 +55,7 @@ def line(result: Result) -> str:
         figure = f", {result.vacuous} that prove nothing"
     elif result.verdict == "unsupported":
         figure = f", {result.unsupported} declined"
+    figure += f", {wider(result)}" if result.rounded_as else ""
     colour = COLOURS[result.verdict]
     held = "for every size" if result.level == "L0" else f"{count(result.cases, 'problem')}{figure}"
     return (

@@ -10,7 +10,7 @@ from typing import Any
 
 from kernelproof.spec import ParameterError
 
-from .jobs import APART_LIMIT, kept
+from .jobs import APART_LIMIT, kept, met
 from .laws import LAWS, LawBroken
 from .problems import Problem
 from .report import Report, versions
@@ -19,7 +19,7 @@ from .subject import subject_for
 
 @dataclass(frozen=True)
 class Case:
-    """One law that a kernel broke on one problem, `problem` being the code that makes it.
+    """One law that a kernel broke on one problem, `problem` being the code that makes it, `after` that of one before.
 
     `layouts`, `threads`, `supports` and `dtypes` are what the author declared; `message` says what was wrong then, with
     those `versions`.
@@ -34,12 +34,20 @@ class Case:
     threads: str | None = None
     supports: str | None = None
     dtypes: tuple[str, ...] = ()
+    after: str = ""
 
     @staticmethod
     def of(report: Report) -> list["Case"]:
         """The cases that a report's failures are."""
         return [
-            Case(report.kernel, result.law, result.failure.problem, message=result.failure.message, **report.needed)
+            Case(
+                report.kernel,
+                result.law,
+                result.failure.problem,
+                message=result.failure.message,
+                after=result.failure.after,
+                **report.needed,
+            )
             for result in report.failures
             if result.failure and result.failure.problem
         ]
@@ -47,7 +55,8 @@ class Case:
     @property
     def file_name(self) -> str:
         """By content: a failure found twice is one file. What was said about it, and when, does not count."""
-        content = json.dumps([self.kernel, self.law, self.problem, self.layouts], sort_keys=True)
+        after = [self.after] if self.after else []
+        content = json.dumps([self.kernel, self.law, self.problem, self.layouts, *after], sort_keys=True)
         return f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
 
     def text(self) -> str:
@@ -56,10 +65,18 @@ class Case:
 
     def problem_again(self) -> Problem:
         """The problem; nothing is executed to read it. Raises ValueError."""
-        match ast.parse(self.problem, mode="eval").body:
-            case ast.Call(func=ast.Name(id="Problem"), args=[], keywords=keywords):
-                return Problem(**{each.arg or "": ast.literal_eval(each.value) for each in keywords})
-        raise ValueError("it is no Problem(...)")
+        return _problem(self.problem)
+
+    def earlier(self) -> Problem | None:
+        """The problem that the kernel has to meet before, if there is one. Raises ValueError."""
+        return _problem(self.after) if self.after else None
+
+
+def _problem(code: str) -> Problem:
+    match ast.parse(code, mode="eval").body:
+        case ast.Call(func=ast.Name(id="Problem"), args=[], keywords=keywords):
+            return Problem(**{each.arg or "": ast.literal_eval(each.value) for each in keywords})
+    raise ValueError("it is no Problem(...)")
 
 
 def load(path: Path) -> Case:
@@ -68,6 +85,7 @@ def load(path: Path) -> Case:
         data = json.loads(path.read_text())
         case = Case(**{**data, "dtypes": tuple(data.get("dtypes", ()))})
         case.problem_again()
+        case.earlier()
     except (ValueError, TypeError, SyntaxError) as error:
         raise ParameterError("replay", f"{path}: {error}", "a case as verify saves it", "Remove the file.") from error
     if case.law not in LAWS:
@@ -87,7 +105,7 @@ def known(cases: Iterable[Case], kernel: str) -> dict[tuple[str, str], tuple[Pro
         if case.kernel == kernel:
             problem = case.problem_again()
             place = problem.operator, case.law
-            found[place] = (*found.get(place, ()), problem)
+            found[place] = (*found.get(place, ()), *filter(None, (case.earlier(), problem)))
     return found
 
 
@@ -102,6 +120,7 @@ def replay(case: Case, kernel: Any, time_limit: float | None = None) -> LawBroke
     declared = {"supports": case.supports, "layouts": case.layouts, "threads": case.threads}
     subject = subject_for(problem, kernel, dtypes=case.dtypes or None, **declared)
     with kept(subject, time_limit or (APART_LIMIT if LAWS[case.law].apart else None)) as check:
+        met(check, LAWS[case.law], case.earlier())
         try:
             check(LAWS[case.law], problem)
         except LawBroken as broken:

@@ -55,6 +55,7 @@ def _held(result: Result) -> dict[str, Any]:
         "problems": result.cases,
         "escape": result.escape,
         "worst_ratio": result.worst_ratio,
+        **({"rounded_as": dict(result.rounded_as)} if result.rounded_as else {}),
     }
 
 

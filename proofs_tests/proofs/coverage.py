@@ -31,6 +31,16 @@ def _leftover(window: Window, axis: int, size: int) -> bool:
     return (size + sum(window.padding[axis]) - window.extent(axis)) % window.stride[axis] != 0
 
 
+def _one_past(tile: int) -> Callable[[Problem], bool]:
+    """Where the last of the tiles that all pixels of a result are cut into holds a single one."""
+
+    def holds(problem: Problem) -> bool:
+        n, _, p, q = problem.output
+        return n * p * q > tile and n * p * q % tile == 1
+
+    return holds
+
+
 def _cropping(side: int) -> Callable[[Problem], bool]:
     """Where the input gradient is a convolution that crops this side and pads the other."""
 
@@ -40,6 +50,11 @@ def _cropping(side: int) -> Callable[[Problem], bool]:
 
     return _along_an_axis(crops)
 
+
+MATRICES = "3x3, stride 1, dilation 1, filters and channels past 30"
+"""What is fast by transforms, or on matrix units, for many filters and channels."""
+
+MANY_FILTERS, MANY_CHANNELS = "filters past 256", "channels past 256"
 
 WINDOWED: Mapping[str, Callable[[Problem], bool]] = {
     "stride_h != stride_w": lambda problem: len(set(problem.options["stride"])) == 2,
@@ -92,6 +107,15 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
         "filters and channels past 16": lambda problem: (
             min(problem.shapes["weight"][0] // problem.options["groups"], problem.shapes["weight"][1]) > 16
         ),
+        MANY_CHANNELS: lambda problem: problem.shapes["weight"][1] > 256,
+        MANY_FILTERS: lambda problem: problem.shapes["weight"][0] > 256 * problem.options["groups"],
+        MATRICES: lambda problem: (
+            _window(problem).kernel == (3, 3)
+            and problem.options["stride"] == problem.options["dilation"] == (1, 1)
+            and min(problem.shapes["weight"][0] // problem.options["groups"], problem.shapes["weight"][1]) > 30
+        ),
+        "pixels one past a multiple of 96": _one_past(96),
+        "pixels one past a multiple of 128": _one_past(128),
         "columns past 32": lambda problem: problem.output[3] > 32,
         "columns past 32 of filters past 16": lambda problem: (
             problem.output[3] > 32 and problem.shapes["weight"][0] > 16 * problem.options["groups"]

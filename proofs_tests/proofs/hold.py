@@ -46,7 +46,7 @@ SEEDS = 3
 """Values that are tried for each smaller problem, at most, beside its own."""
 
 KEPT_STATE = "not as the first call of a new process: what the kernel keeps of earlier calls, raised ones too, decides"
-"""Said of a case that holds when it is pasted."""
+"""Said of a case that holds when it is tried alone."""
 
 WIDEST = 4096
 """Elements of the largest failing result whose differences are kept as a picture, beside the smallest case."""
@@ -96,6 +96,7 @@ class _Run:
     missed: Counter[str] = field(default_factory=Counter)
     worst: float = 0.0
     ratios: Counter[int] = field(default_factory=Counter)
+    rounded_as: Counter[str] = field(default_factory=Counter)
     escape: float | None = None
     hit: Counter[str] = field(default_factory=Counter)
     broken: LawBroken | None = None
@@ -130,6 +131,8 @@ class _Run:
         self.vacuous += seen.vacuous
         self.worst = max(self.worst, seen.ratio)
         self.ratios[min(int(seen.ratio * RATIO_BINS), RATIO_BINS - 1)] += not seen.vacuous
+        if seen.rounded_as and not seen.vacuous:
+            self.rounded_as[seen.rounded_as] += 1
         if seen.escape is not None:
             self.escape = max(self.escape or 0.0, seen.escape)
         self.hit.update(self.predicates_of(problem))
@@ -262,8 +265,11 @@ def hold(
             if examples:
                 run.draw(examples, seed)
     except LawBroken:
-        if run.broken and isinstance(check, Isolated) and not check.breaks_anew(law, run.broken.problem):
-            run.broken.args = (f"{run.broken} ({KEPT_STATE})",)
+        if run.broken and isinstance(check, Isolated) and check.hung is None:
+            anew = check.anew(law, run.broken.problem)
+            if anew is None or anew.after is not None:
+                run.broken.after = anew and anew.after
+                run.broken.args = (f"{anew or run.broken} ({KEPT_STATE})",)
     except hypothesis.errors.Flaky:
         # The smallest case passed when it was tried again: the law broke all the same.
         if run.broken is None:
@@ -284,6 +290,7 @@ def hold(
         hit={name: run.hit[name] for name in predicates(operator)},
         failure=Failure.of(run.broken, run.widest) if run.broken else None,
         declined=run.declined,
+        rounded_as=dict(run.rounded_as),
     )
 
 

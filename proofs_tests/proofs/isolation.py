@@ -8,6 +8,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from types import ModuleType
@@ -26,6 +27,13 @@ _STARTING = threading.Lock()
 """Held while a child is started: what is set aside for that belongs to the whole process."""
 
 
+TRIED = 8
+"""Earlier problems at which a kernel raised, and others, that a failing one is tried after, each in a new process."""
+
+PATIENCE = 20
+"""Seconds after which that ends."""
+
+
 class Isolated:
     """Checks laws in a child process, which is started anew when a kernel has ended it.
 
@@ -37,6 +45,7 @@ class Isolated:
         self._subject, self._time_limit = subject, time_limit
         self._process: Any = None
         self._refusal = ""
+        self._before: list[tuple[Problem, bool]] = []
         self.hung: Problem | None = None
 
     def __enter__(self) -> "Isolated":
@@ -65,24 +74,42 @@ class Isolated:
                 f"{problem.operator}: the kernel ended its process ({self._end_of_child()})", problem
             ) from None
         if isinstance(outcome, Observation):
+            self._before.append((problem, False))
             return outcome
         kind, message, index, values = outcome
+        self._before.append((problem, kind == "unsupported" or "refusal" in values))
         if kind == "unsupported":
             raise NotImplementedError(message)
         raise LawBroken(message, problem, index, **values)
 
-    def breaks_anew(self, law: Law, problem: Problem) -> bool:
-        """Whether the law is broken too in a process that the kernel was not called in before."""
-        if self.hung is not None:
-            return True
+    def anew(self, law: Law, problem: Problem) -> LawBroken | None:
+        """How the law breaks in a new process: on this problem alone, or after one of those that came before it.
+
+        None if it does not, nor after any of those tried: first those that the kernel raised at, then the last ones.
+        """
+        raised = sorted({each for each, did in self._before if did}, key=lambda each: len(repr(each)))
+        last = [each for each, _ in reversed(self._before) if each != problem]
+        started, tried = time.monotonic(), list(dict.fromkeys([*raised[:TRIED], *last]))[: 2 * TRIED]
+        for after in (None, *tried):
+            if broken := self._breaks_after(after, law, problem):
+                return broken
+            if time.monotonic() - started > PATIENCE:
+                break
+        return None
+
+    def _breaks_after(self, after: Problem | None, law: Law, problem: Problem) -> LawBroken | None:
         self._end()
+        if after is not None:
+            with contextlib.suppress(LawBroken, NotImplementedError):
+                self(law, after)
         try:
             self(law, problem)
-        except LawBroken:
-            return True
+        except LawBroken as broken:
+            broken.after = after
+            return broken
         except NotImplementedError:
-            return False
-        return False
+            return None
+        return None
 
     def refusal(self) -> str:
         """Why the kernel cannot be brought to a process of its own, if it cannot; the process has begun then."""
@@ -105,7 +132,7 @@ class Isolated:
 
     def _start(self) -> None:
         # What was set or unset since the server began is so in the child too.
-        pickled, self._refusal = self._pickled, ""
+        pickled, self._refusal, self._before = self._pickled, "", []
         self._connection, theirs = _context().Pipe()
         arguments = pickled, dict(os.environ), theirs
         self._process = _context().Process(target=_serve, args=arguments, daemon=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from kernelproof.spec import KernelproofError, ParameterError
 
 from .hold import Check, directly, hold
 from .isolation import Isolated
-from .laws import LAWS
+from .laws import LAWS, Law, LawBroken
 from .problems import Problem
 from .report import Result
 from .subject import Subject
@@ -93,6 +94,7 @@ def merge(one: Result, other: Result) -> Result:
             default=None,
         ),
         ratios=ratios,
+        rounded_as=dict(sorted((Counter(one.rounded_as) + Counter(other.rounded_as)).items())),
         declined=min(filter(None, (one.declined, other.declined)), default=""),
     )
 
@@ -135,6 +137,13 @@ def _run_pickled(pickled: bytes, job: Job, time_limit: float | None) -> Result |
             return job.run(subject, check)
         except KernelproofError as wrong_usage:
             return wrong_usage
+
+
+def met(check: Check, law: Law, earlier: Problem | None) -> None:
+    """Let the kernel meet a problem, if there is one, whatever comes of it."""
+    if earlier is not None:
+        with contextlib.suppress(LawBroken, KernelproofError, NotImplementedError):
+            check(law, earlier)
 
 
 @contextlib.contextmanager

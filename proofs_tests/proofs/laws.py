@@ -20,11 +20,15 @@ from .values import INEXACT, largest_whole, significand_bits
 
 @dataclass(frozen=True)
 class Observation:
-    """What one passed check measured: the worst error over its bound, and the chance that a wrong kernel escaped it."""
+    """What one passed check measured: the worst error over its bound, and the chance that a wrong kernel escaped it.
+
+    `rounded_as` is the class whose numbers and bound it was, if not the one that was declared.
+    """
 
     ratio: float = 0.0
     escape: float | None = None
     vacuous: bool = False
+    rounded_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,14 @@ def law(
 
     def register(check: Callable[[Kernel, Problem], Observation]) -> Law:
         def checked(kernel: Kernel, problem: Problem) -> Observation:
+            rounded = _rounding(kernel, problem)
             try:
-                return check(kernel, problem)
+                seen = check(kernel, rounded)
             except LawBroken as broken:
                 # Found in a problem that this one leads to; this one is what shows it again.
                 broken.problem = problem
                 raise
+            return replace(seen, rounded_as=rounded.precision) if rounded.precision != problem.precision else seen
 
         statement = (check.__doc__ or "").strip()
         made = Law(
@@ -113,11 +119,10 @@ def equals_the_specification_on_whole_numbers(kernel: Kernel, problem: Problem) 
     # Kernel minus specification is a polynomial of degree at most 2: not zero, it vanishes at a random point with
     # probability at most 2 / |S| (Schwartz 1980, Zippel 1979). Draw until the product is below 1e-9.
     escape, draw, vacuous = 1.0, 0, True
-    # In the class that the kernel rounds by: sums that go through transforms are exact for smaller numbers.
-    rounded = _rounding(kernel, problem)
-    once = 2 / (2 * largest_whole(rounded) + 1) if problem.op.linear_in else None
+    once = 2 / (2 * largest_whole(problem) + 1) if problem.op.linear_in else None
     while draw == 0 or (once is not None and escape > 1e-9):
-        drawn, arrays = problem.redrawn(draw), rounded.redrawn(draw).arrays()
+        drawn = problem.redrawn(draw)
+        arrays = drawn.arrays()
         right = specified(drawn, arrays, np.int64)
         compare(drawn, evaluate(kernel, drawn, arrays), right)
         vacuous, draw = vacuous and all_zero(right), draw + 1
@@ -137,7 +142,7 @@ def equals_the_specification_where_values_tie(kernel: Kernel, problem: Problem) 
 @law("L2", "mantissa", RATIONAL)
 def keeps_every_bit_of_the_significand(kernel: Kernel, problem: Problem) -> Observation:
     """Odd numbers that fill the significand come through multiplied by one and added to zero, bit for bit."""
-    arrays = _rounding(kernel, problem).arrays()
+    arrays = problem.arrays()
     right = specified(problem, arrays, np.int64)
     came = evaluate(kernel, problem, arrays)
     try:
@@ -173,7 +178,7 @@ def fewest_bits(kernel: Kernel, problem: Problem) -> int:
     fewest, scale = 53, 2.0 ** (15 - significand_bits(problem.dtype))
     for draw in range(1, DRAWS + 1):
         drawn = problem.redrawn(draw)
-        arrays = _rounding(kernel, drawn).arrays()
+        arrays = drawn.arrays()
         right = specified(drawn, arrays, np.int64)[0] * scale
         for name in _scaled(arrays) if problem.op.linear_in else arrays:
             arrays[name] = (arrays[name] * scale).astype(problem.dtype)
@@ -199,13 +204,13 @@ def rounds_within_the_derived_bound(kernel: Kernel, problem: Problem) -> Observa
     arrays = problem.arrays()
     came = evaluate(kernel, problem, arrays)
     ratio, right = within_bound(kernel, problem, arrays, came)
-    return Observation(ratio=ratio, vacuous=all_zero(right))
+    return Observation(ratio, vacuous=all_zero(right))
 
 
 def _rounding(kernel: Kernel, problem: Problem) -> Problem:
     """The problem in the precision class whose rounding the kernel is allowed there."""
     rounds_as = declared(kernel).rounds_as
-    return replace(problem, precision=rounds_as(problem) or problem.precision) if rounds_as else problem
+    return replace(problem, precision=rounds_as(problem)) if rounds_as else problem
 
 
 def within_bound(

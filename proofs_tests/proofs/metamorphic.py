@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .coverage import MANY_CHANNELS, MANY_FILTERS, MATRICES
 from .judging import Kernel, LawBroken, all_zero, compare, evaluate
 from .laws import LINEAR, Observation, law
 from .neighbours import legal, resized
@@ -107,7 +108,13 @@ def pads_as_explicit_zeros_do(kernel: Kernel, problem: Problem) -> Observation:
     return Observation(vacuous=all_zero(came))
 
 
-@law("L6", "whole", ["conv2d"], where=lambda problem: problem.options["groups"] > 1, never=("channels past 64",))
+@law(
+    "L6",
+    "whole",
+    ["conv2d"],
+    where=lambda problem: problem.options["groups"] > 1,
+    never=("channels past 64", MANY_FILTERS, MANY_CHANNELS),
+)
 def groups_are_a_block_diagonal_filter(kernel: Kernel, problem: Problem) -> Observation:
     """`f(x, weight, groups) = f(x, weight on the diagonal blocks and zero elsewhere, 1)`."""
     arrays, groups = problem.arrays(), problem.options["groups"]
@@ -123,7 +130,7 @@ def groups_are_a_block_diagonal_filter(kernel: Kernel, problem: Problem) -> Obse
     return Observation(vacuous=all_zero(came))
 
 
-@law("L6", "whole", ["conv2d"], where=lambda problem: problem.options["dilation"] != (1, 1), never=(PLAIN,))
+@law("L6", "whole", ["conv2d"], where=lambda problem: problem.options["dilation"] != (1, 1), never=(PLAIN, MATRICES))
 def dilates_as_a_filter_with_holes_does(kernel: Kernel, problem: Problem) -> Observation:
     """`f(x, weight, dilation) = f(x, weight with zeros between its taps, 1)`."""
     arrays, (down, right) = problem.arrays(), problem.options["dilation"]
@@ -146,7 +153,7 @@ def _strided(problem: Problem) -> tuple[Problem, Problem]:
 
 
 @law(
-    "L6", "whole", ["conv2d", "max_pool2d"], never=(PLAIN, *CROPPING),
+    "L6", "whole", ["conv2d", "max_pool2d"], never=(PLAIN, MATRICES, *CROPPING),
     # A pooling that is dense may have windows in between that lie wholly in the padding, which is not legal.
     where=lambda problem: problem.options["stride"] != (1, 1) and legal(_strided(problem)[1]),
 )  # fmt: skip

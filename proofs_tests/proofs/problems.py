@@ -26,6 +26,9 @@ T = TypeVar("T")
 TILES = (7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Sizes on both sides of the widths that kernels tile and vectorise by."""
 
+MANY = (255, 256, 257, 513)
+"""Channels and filters past the blocks in which convolutions go through them."""
+
 WIDE = tuple(
     sorted({many * tile + beside for tile in (12, 14, 16, 24, 32) for many in (1, 2) for beside in (-1, 0, 1)})
 )
@@ -33,6 +36,10 @@ WIDE = tuple(
 
 BLOCKS = tuple(blocks * 128 + beside for blocks in (2, 3, 4, 8) for beside in (-1, 0, 1))
 """Terms on both sides of the blocks in which matrix products go through a long sum."""
+
+PIXELS = ((5, 7, 11), (1, 13, 59), (1, 17, 17), (1, 19, 27))
+"""Images, rows and columns of a result, 385, 767, 289 and 513 pixels together: of tiles of 12 to 128 pixels that all of
+them are cut into, the last one then has a single pixel, or all but one."""
 
 CLASSES = (999, 1000, 1001)
 
@@ -48,7 +55,21 @@ PLANE = 182
 SPARE = 5
 """Rows and columns of an image beyond those that its window just fits, at most, where it is not long."""
 
-CONV2D_LONG = ("none", "channels", "channels", "filters", "n", "h", "wide", "wide", "wide", "groups", "both", "far")
+CONV2D_LONG = (
+    "none",
+    "channels",
+    "channels",
+    "filters",
+    "n",
+    "h",
+    "wide",
+    "wide",
+    "wide",
+    "groups",
+    "both",
+    "far",
+    "pixels",
+)
 POOL_LONG = ("none", "none", "wide", "wide", "wide", "wide", "wide", "channels", "n", "h", "far")
 """What is long in a problem; one in some thirty is "large" beside these."""
 
@@ -213,9 +234,9 @@ def conv2d(choices: Choices, family: str) -> Configuration:
     h, w = (_fitting(window, axis) + spare[axis] for axis in (0, 1))
     match long:
         case "channels":
-            channels = choices.one_of(*TILES)
+            channels = choices.one_of(*TILES, *MANY)
         case "filters":
-            filters = choices.one_of(*TILES)
+            filters = choices.one_of(*TILES, *MANY)
         case "n":
             n = choices.one_of(*TILES[:12])
         case "h":
@@ -225,6 +246,9 @@ def conv2d(choices: Choices, family: str) -> Configuration:
             w = _across(choices, window)
             many = choices.one_of(1, 2, 3, *TILES[3:9])
             n, (channels, filters) = min(n, 2), choices.one_of((2, many), (many, 2))
+        case "pixels":
+            n, *sizes = choices.one_of(*PIXELS)
+            h, w = (_fitting(window, axis, size) for axis, size in enumerate(sizes))
         case "groups":
             groups = choices.one_of(*TILES[:9])
         case "both":
@@ -233,6 +257,8 @@ def conv2d(choices: Choices, family: str) -> Configuration:
         case "large":
             n, groups, channels, filters, h, w = 2, min(groups, 2), min(channels, 2), min(filters, 2), PLANE, PLANE
             h, w = h + window.extent(0), w + window.extent(1)
+    if max(channels, filters) >= MANY[0]:
+        n, groups = min(n, 2), 1  # It costs as much as others do.
     shapes: dict[str, Shape] = {"x": (n, channels * groups, h, w), "weight": (filters * groups, channels, *kernel)}
     if has_bias:
         shapes["bias"] = (filters * groups,)
@@ -333,7 +359,7 @@ def cross_entropy(choices: Choices, family: str) -> Configuration:
 
 def sgd(choices: Choices, family: str) -> Configuration:
     """Any shape; whole rates where the result has to be exact, everyday ones where it is rounded."""
-    rates = {"real": (0.0, 0.01, 0.1, 0.9), "mantissa": (0, 1)}.get(family, (0, 1, 2, 3))
+    rates = {"real": (0.0, 0.01, 0.1, 0.9, 10.0), "mantissa": (0, 1)}.get(family, (0, 1, 2, 3, 10))
     options = {"learning_rate": choices.one_of(*rates), "momentum": choices.one_of(*rates)}
     shape = _any_shape(choices)
     return {"parameter": shape, "gradient": shape, "velocity": shape}, options, shape

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from .report import Report, Result, count, reproduction
+from .report import Report, Result, count, reproduction, wider
 
 MARKS = {"proven": "✅", "refuted": "❌", "unsupported": "➖", "vacuous": "⚠️"}  # noqa: RUF001 - marks, not text
 
@@ -97,6 +97,11 @@ def markdown(report: Report) -> str:
         )
         + (f". Worst error: {report.worst_ratio:.0%} of its bound" if report.worst_ratio else "")
         + ".",
+        *(
+            f"\n`{each.operator}` {each.level}, {each.cases:,} problems: {wider(each)}."
+            for each in report.laws
+            if each.rounded_as
+        ),
         "",
         f"| operator | {' | '.join(levels)} |",
         f"|---|{':-:|' * len(levels)}",

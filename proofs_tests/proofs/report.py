@@ -25,7 +25,10 @@ PRECISION = {"float32": "fp32", "float64": "fp64"}
 
 @dataclass(frozen=True)
 class Failure:
-    """The smallest case that breaks a law, the code that shows it again, and where a larger case's result differs."""
+    """The smallest case that breaks a law, the code that shows it again, and where a larger case's result differs.
+
+    `after` is the code of a problem that the kernel has to meet before, if there is one.
+    """
 
     message: str
     problem: str
@@ -33,6 +36,7 @@ class Failure:
     values: Mapping[str, Any]
     differences: Differences | None = None
     larger: str = ""
+    after: str = ""
 
     @staticmethod
     def of(broken: LawBroken, wider: LawBroken | None = None) -> "Failure":
@@ -41,7 +45,8 @@ class Failure:
         differences = wider.values.get("differences")
         values = {name: value for name, value in broken.values.items() if name not in ("differences", "refusal")}
         larger = repr(wider.problem) if differences else ""
-        return Failure(str(broken), repr(broken.problem), broken.index, values, differences, larger)
+        after = repr(broken.after) if broken.after else ""
+        return Failure(str(broken), repr(broken.problem), broken.index, values, differences, larger, after)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Result:
     """One law held against one operator's kernel; `vacuous` problems, where zeros are right, are no `cases`.
 
     `ratios` counts the problems by their worst error over its bound, in `RATIO_BINS` classes. `declined` is why one of
-    the `unsupported` problems was.
+    the `unsupported` problems was. `rounded_as` counts the problems, by class, with the numbers and bound of another
+    precision class than the one that was declared: that of the algorithm which the CPU's planner takes there.
     """
 
     operator: str
@@ -66,6 +72,7 @@ class Result:
     failure: Failure | None
     ratios: tuple[int, ...] = ()
     declined: str = ""
+    rounded_as: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -227,7 +234,8 @@ def _result(data: Mapping[str, Any]) -> Result:
         )
         values = {name: float(value) if value in _NAMES else value for name, value in failure["values"].items()}
         given["failure"] = Failure(
-            failure["message"], failure["problem"], tuple(failure["index"]), values, differences, failure["larger"]
+            failure["message"], failure["problem"], tuple(failure["index"]), values, differences, failure["larger"],
+            failure.get("after", ""),
         )  # fmt: skip
     return Result(**{**given, "ratios": tuple(given["ratios"])})
 
@@ -248,14 +256,24 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def wider(result: Result) -> str:
+    """How many of a law's problems were of another precision class than the declared one; nothing if none."""
+    return ", ".join(
+        f"{number:,} of them with the numbers and bound of {kind}" for kind, number in result.rounded_as.items()
+    )
+
+
 def reproduction(result: Result, report: Report) -> str:
     """Python that shows a kernel's failure again when it is pasted."""
     if result.failure is None or not result.failure.problem:
         return ""
     module, colon, name = report.kernel.partition(":")
     needed = "".join(f", {name}={value!r}" for name, value in report.needed.items())
+    if result.failure.after:
+        needed = f", after=earlier{needed}"
+    earlier = f"earlier = {result.failure.after}\n" if result.failure.after else ""
     source = f"from {module} import {name} as kernel" if colon else f"kernel = {report.kernel!r}"
     return (
         f"from kernelproof.proofs import Problem, check\n{source}\n"
-        f"problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{needed})"
+        f"{earlier}problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{needed})"
     )

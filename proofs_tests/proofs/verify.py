@@ -9,7 +9,7 @@ from typing import Any
 from kernelproof.spec import OPERATORS, ParameterError
 
 from .cases import Case, known
-from .jobs import APART_LIMIT, Job, kept, merge, run_jobs, share
+from .jobs import APART_LIMIT, Job, kept, merge, met, run_jobs, share
 from .laws import LAWS, Law
 from .power import power
 from .problems import Problem
@@ -150,13 +150,17 @@ def check(
     supports: str | None = None,
     layouts: Mapping[str, str] | None = None,
     threads: str | None = None,
+    after: Problem | None = None,
 ) -> None:
     """Hold a kernel, in any form that `verify` takes, to one law on one problem; raises LawBroken.
 
-    This is what a report's reproduction calls. Raises ParameterError for an unknown law.
+    `after` is a problem that it meets before, whatever comes of that. This is what a report's reproduction calls.
+
+    Raises ParameterError for an unknown law.
     """
     if law not in LAWS:
         raise ParameterError("check", f"law {law!r}", f"one of {', '.join(LAWS)}", "Correct the name.")
     subject = subject_for(problem, kernel, dtypes=dtypes, supports=supports, layouts=layouts, threads=threads)
     with kept(subject, APART_LIMIT if LAWS[law].apart else None) as check_one:
+        met(check_one, LAWS[law], after)
         check_one(LAWS[law], problem)

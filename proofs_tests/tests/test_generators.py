@@ -12,7 +12,7 @@ import pytest
 from drawn import DRAWN, LINEAR, drawn, small
 
 from kernelproof.proofs.drawing import Domain, shrink
-from kernelproof.proofs.problems import BLOCKS, CLASSES, FAR, LAYOUTS, LONG, PLANE, TILES, WIDE, Problem
+from kernelproof.proofs.problems import BLOCKS, CLASSES, FAR, LAYOUTS, LONG, MANY, PIXELS, PLANE, TILES, WIDE, Problem
 from kernelproof.proofs.values import laid_out, largest_whole, terms
 from kernelproof.spec import OPERATORS, Window
 
@@ -134,8 +134,22 @@ def is_large(problem: Problem) -> bool:
     return min(problem.shapes["x"][2:]) >= PLANE
 
 
+def is_of_pixels(problem: Problem) -> bool:
+    """Whether all pixels of a convolution are one more, or one less, than tiles hold."""
+    n, _, p, q = problem.output
+    return (n, p, q) in PIXELS
+
+
+def test_all_pixels_of_a_convolution_leave_one_over() -> None:
+    assert [np.prod(pixels) for pixels in PIXELS] == [3 * 128 + 1, 6 * 128 - 1, 3 * 96 + 1, 2 * 256 + 1]
+    assert [np.prod(pixels) % 96 for pixels in PIXELS[:2]] == [1, 95]
+    found = [problem for problem in drawn("conv2d") if is_of_pixels(problem)]
+    assert {problem.output[2:] for problem in found} == {pixels[1:] for pixels in PIXELS}
+    assert len(drawn("conv2d")) / 50 < len(found) < len(drawn("conv2d")) / 7
+
+
 def test_convolutions_reach_every_geometry() -> None:
-    everything = drawn("conv2d")
+    everything = [problem for problem in drawn("conv2d") if not is_of_pixels(problem)]
     far, found = ([each for each in everything if is_far(each) == so] for so in (True, False))
     for option in ("stride", "dilation"):
         assert {problem.options[option] for problem in found} == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}
@@ -148,8 +162,11 @@ def test_convolutions_reach_every_geometry() -> None:
     assert len(everything) / 20 < len(far) < len(everything) / 6
     assert {"bias" in problem.shapes for problem in found} == {True, False}
     assert nearly({problem.shapes["x"][0] for problem in found}, {0, 1, 2, 3, 4, 5, *TILES[:12]})
-    assert nearly({problem.shapes["weight"][1] for problem in found}, {1, 2, 3, *TILES})
-    assert nearly({problem.shapes["weight"][0] // problem.options["groups"] for problem in found}, {1, 2, 3, *TILES})
+    sizes = {1, 2, 3, *TILES, *MANY}
+    assert nearly({problem.shapes["weight"][1] for problem in found}, sizes)
+    assert nearly({problem.shapes["weight"][0] // problem.options["groups"] for problem in found}, sizes)
+    many = [problem for problem in everything if max(problem.shapes["weight"][:2]) >= min(MANY)]
+    assert {(problem.options["groups"], problem.shapes["x"][0] < 3) for problem in many} >= {(1, True)}
     long = {longer + short for longer in TILES[:12] for short in range(6)}
     came = {spare(problem, 0) for problem in found if not is_large(problem)}
     assert set(range(6)) <= came <= {*range(6), *long}
@@ -167,7 +184,7 @@ def test_convolutions_reach_every_geometry() -> None:
 
 
 def test_a_convolution_in_five_has_wide_rows_of_few_or_many_filters_or_channels() -> None:
-    found = drawn("conv2d")
+    found = [problem for problem in drawn("conv2d") if not is_of_pixels(problem)]
     wide = [problem for problem in found if is_wide(problem) and not is_large(problem) and not is_far(problem)]
     assert len(found) / 7 < len(wide) < len(found) / 3
     assert sum(problem.output[3] > 32 for problem in wide) > len(found) / 20
@@ -227,6 +244,8 @@ def test_another_draw_is_another_seed() -> None:
 
 def test_no_problem_is_long_along_two_axes_but_wide_rows_and_blocks_of_channels_and_filters() -> None:
     for problem in drawn("conv2d"):
+        if is_of_pixels(problem):
+            continue
         n, channels, filters = problem.shapes["x"][0], problem.shapes["weight"][1], problem.shapes["weight"][0]
         if is_large(problem):
             assert (n, max(problem.shapes["x"][1], filters) <= 4) == (2, True)
@@ -287,7 +306,7 @@ def test_the_others_reach_every_size() -> None:
     assert each("relu", lambda problem: len(problem.output)) == {0, 1, 2, 3, 4, 5}
     last = {(), *((size,) for size in LONG), *((size,) for size in (*range(4, 11), *TILES))}
     assert nearly(each("relu", lambda problem: problem.output[-1:]), last)
-    rates = {"whole": {0, 1, 2, 3}, "real": {0.0, 0.01, 0.1, 0.9}, "mantissa": {0, 1}}
+    rates = {"whole": {0, 1, 2, 3, 10}, "real": {0.0, 0.01, 0.1, 0.9, 10.0}, "mantissa": {0, 1}}
     for family, wanted in rates.items():
         for option in ("learning_rate", "momentum"):
             assert each("sgd", lambda problem, option=option: problem.options[option], family) == wanted

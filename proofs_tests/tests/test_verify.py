@@ -1,6 +1,7 @@
 """`verify`: its verdicts, its exit statuses, and the code that it prints."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +12,17 @@ import numpy as np
 import pytest
 
 from kernelproof import spec
-from kernelproof.proofs import LAWS, LawBroken, verify
-from kernelproof.proofs.judging import declared, told
+from kernelproof.proofs import LAWS, Report, verify
+from kernelproof.proofs.hold import hold
+from kernelproof.proofs.jobs import merge
+from kernelproof.proofs.judging import LawBroken, declared, told
 from kernelproof.proofs.problems import Problem
+from kernelproof.proofs.render import markdown
 from kernelproof.proofs.report import reproduction
 from kernelproof.proofs.subject import subject_of
+from kernelproof.report_page import report_page
 from kernelproof.spec import OPERATORS, KernelproofError
+from kernelproof.terminal import line
 
 
 def test_the_specification_is_proven_with_less_than_one_in_a_billion_to_escape() -> None:
@@ -200,22 +206,22 @@ def test_nobody_else_is_held_to_the_bound_of_this_project_s_planner() -> None:
     assert subject_of(Named(), "conv2d").rounds_as is None
 
 
-def test_numbers_that_come_through_exactly_are_those_of_the_class_that_the_planner_s_choice_rounds_by() -> None:
-    window = {"stride": (1, 1), "padding": ((0, 0), (2, 2)), "dilation": (1, 1), "groups": 1}
-    problem = Problem(
-        "conv2d.dx",
-        {"x": (2, 16, 8, 2), "weight": (16, 16, 3, 3)},
-        window,
-        (2, 16, 6, 4),
-        "mantissa",
-        layout="contiguous",
-    )
-    as_planned, unplanned = subject_of("cpu", "conv2d.dx"), replace(subject_of("cpu", "conv2d.dx"), rounds_as=None)
-    law = LAWS["keeps_every_bit_of_the_significand"]
-    # Winograd F(2x2, 3x3) adds four entries before it multiplies: of odd numbers of 24 bits some are rounded.
-    with pytest.raises(LawBroken, match="bits kept"):
-        law.check(unplanned.kernel(problem.operator), problem)
-    law.check(as_planned.kernel(problem.operator), problem)
+def test_where_the_planner_takes_winograd_its_class_decides_and_the_report_says_so() -> None:
+    shapes = {"x": (2, 33, 8, 8), "weight": (33, 33, 3, 3)}
+    options = {"stride": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": 1}
+    problem = Problem("conv2d", shapes, options, (2, 33, 8, 8), "mantissa")
+    kernel, law = subject_of("cpu").kernel("conv2d"), LAWS["keeps_every_bit_of_the_significand"]
+    assert law.check(kernel, problem).rounded_as == "winograd2"
+    with pytest.raises(LawBroken) as broken:
+        law.check(replace(kernel, rounds_as=None), problem)
+    assert broken.value.problem == problem
+    result = hold(law, subject_of("cpu", "conv2d"), "conv2d", 1, 0, known=[problem])
+    assert result.rounded_as["winograd2"] > 0
+    assert f"{result.rounded_as['winograd2']} of them with the numbers and bound of winograd2" in line(result)
+    report = Report("cpu", 0, 100, (result,), {"dtypes": ["float32"]})
+    assert "of winograd2" in markdown(report)
+    assert "of winograd2" in report_page(report)
+    assert merge(result, result).rounded_as["winograd2"] == 2 * result.rounded_as["winograd2"]
 
 
 def test_what_was_unset_is_unset_for_kernels_too(tmp_path: Path) -> None:
@@ -246,6 +252,34 @@ def test_a_case_that_needs_an_earlier_call_says_so(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "kernelproof", "verify", name, "--op", "conv2d", "--level", "L1"]
         came = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (came.returncode, "not as the first call of a new process" in came.stdout) == (1, says)
+        pasted = re.search(r"^from kernelproof.proofs import.*?^check\(.*?\)$", came.stdout, re.DOTALL | re.MULTILINE)
+        assert pasted
+        assert ("after=earlier" in pasted[0]) == says
+        again = subprocess.run(
+            [sys.executable, "-c", pasted[0]], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert "LawBroken: conv2d at" in again.stderr
+        replayed = [sys.executable, "-m", "kernelproof", "replay"]
+        assert subprocess.run(replayed, cwd=tmp_path, capture_output=True, check=False).returncode == 1
+
+
+def _one_pixel_over(x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
+    y = spec.conv2d(x, weight, bias, **options).copy()
+    n, _, p, q = y.shape
+    if n * p * q > 96 and n * p * q % 96 == 1:
+        y[-1, :, -1, -1] = 0
+    return y
+
+
+def _past_256_filters(dy: Any, weight: Any, x_shape: Any, **options: Any) -> Any:
+    if weight.shape[0] // options["groups"] > 256:
+        dy = np.concatenate((dy[:, :256], 0 * dy[:, 256:]), axis=1)
+    return spec.conv2d_dx(dy, weight, x_shape, **options)
+
+
+@pytest.mark.parametrize(("kernel", "op"), [(_one_pixel_over, "conv2d"), (_past_256_filters, "conv2d.dx")])
+def test_what_is_wrong_past_a_block_or_in_the_last_tile_is_found(kernel: Any, op: str) -> None:
+    assert verify(kernel, op, level="L1").verdict == "refuted"
 
 
 @pytest.mark.parametrize(
