@@ -65,11 +65,19 @@ def key_of(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kind = type(value)
         if kind is np.ndarray:
             described += value.shape, value.dtype
-        elif kind is int or value is None:
+        elif kind is int or value is None or (kind is tuple and _are_whole(value)):
             described += kind, value
         elif kind in (float, bool, tuple):
-            # Its text, for True is no 1 and (2.0, 2) no (2, 2).
+            # Its text, for True is no 1 and (2.0, 2) no (2, 2): in a convolution's call that took a sixth of it.
             described.append(repr(value))
         else:
             return None
     return tuple(described)
+
+
+def _are_whole(values: tuple[Any, ...]) -> bool:
+    """Whether there is nothing but plain ints in a tuple and the tuples in it: then equal ones are the same."""
+    for each in values:  # noqa: SIM110 (a generator would take as long as the text)
+        if type(each) is not int and not (type(each) is tuple and _are_whole(each)):
+            return False
+    return True

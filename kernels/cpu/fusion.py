@@ -15,7 +15,7 @@ from kernelproof import spec
 from kernelproof.kernels.contract import Precision
 from kernelproof.spec import Window
 from kernelproof.spec.blocks import Backward, Block, Single, in_a_row, one_by_one
-from kernelproof.spec.layers import Conv2d, MaxPool2d, Perform, ReLU
+from kernelproof.spec.layers import Conv2d, Flatten, MaxPool2d, Perform, ReLU
 from kernelproof.spec.parameters import Parameters
 from kernelproof.spec.wiring import Step
 
@@ -97,8 +97,20 @@ class Fused:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Flattened:
+    """A flattening between other steps, which have copied what is their own: it is a view, and copies nothing."""
+
+    step: Step
+
+    def vjp(self, perform: Perform, parameters: Parameters, x: Any) -> tuple[Any, Backward]:
+        """The output for a batch x, and what takes its gradient back."""
+        shape = x.shape
+        return x.reshape(len(x), math.prod(shape[1:])), lambda dy, of_x: ({}, dy.reshape(shape))
+
+
 def blocks(steps: Sequence[Step]) -> tuple[Block, ...]:
-    """The steps, with those that can be performed at once together."""
+    """The steps, with those that can be performed at once together, and no copy made to flatten what lies between."""
     found: list[Block] = []
     rest = list(steps)
     while rest:
@@ -111,6 +123,8 @@ def blocks(steps: Sequence[Step]) -> tuple[Block, ...]:
                 taken.append(rest.pop(0))
             kinds = [type(each.layer) for each in taken]
             found.append(Fused(tuple(taken), conv, ReLU in kinds, MaxPool2d in kinds))
+        elif isinstance(conv, Flatten) and found and rest:
+            found.append(Flattened(first))
         else:
             found.append(Single(first))
     return tuple(found)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .launch import in_turn, ready, serial, share, threads
+from .launch import in_turn, ready, record, serial, share, threads
 from .micro_kernels import PIXELS, TOGETHER, VECTORS, copy_rows, multiply, to_lanes
 from .vectors import LANES, call, take
 from .workers import on_workers
@@ -47,15 +47,23 @@ class Tiles(NamedTuple):
     span: int
     turned: int
     panel: int
-    is_little: bool
-    of_rows: bool
-    of_columns: bool
-    routines: np.ndarray
-    """`to_lanes`, `multiply`, and `copy_rows` of a tile and of a panel."""
+    is_little: int
+    of_rows: int
+    of_columns: int
+
+
+class Routines(NamedTuple):
+    """Addresses: of what turns rows to lanes, multiplies, copies a tile, and copies a panel."""
+
+    to_lanes: int
+    multiply: int
+    copy_tile: int
+    copy_panel: int
 
 
 @functools.lru_cache(maxsize=256)
-def _cut(i: int, j: int, terms: int, of_rows: bool, of_columns: bool, threads: int) -> Tiles:
+def _cut(i: int, j: int, terms: int, of_rows: bool, of_columns: bool, threads: int) -> tuple[Tiles, np.ndarray]:
+    """The cut, and all numbers that the core reads."""
     rows = -(-i // -(-i // min(PIXELS, LANES)))
     # Fewer rows leave registers for more vectors, and more vectors hide how long a multiply-add takes.
     fitting = [
@@ -69,16 +77,17 @@ def _cut(i: int, j: int, terms: int, of_rows: bool, of_columns: bool, threads: i
     # Tiles in one task: all, so that they share its panels of b, unless that leaves threads without work.
     group = tiles if -(-panels // span) >= TASKS * threads else -(-tiles // (TASKS * threads))
     group = max(group, min(tiles, _TILES)) if is_packed else group
-    return Tiles(
+    cut = Tiles(
         rows, vectors, TOGETHER, group, -(-tiles // group), span, tiles * terms * LANES * is_turned,
-        in_lines(vectors * LANES * terms) * is_packed, tiles * terms <= _LITTLE, of_rows, of_columns,
-        np.array([
-            to_lanes.address(),
-            multiply.address(pixels=rows, vectors=vectors, pixel_step=4, single=int(LANES < 16)),
-            0 if of_rows else copy_rows.address(vectors=1),
-            0 if of_columns else copy_rows.address(vectors=vectors),
-        ]),
+        in_lines(vectors * LANES * terms) * is_packed, int(tiles * terms <= _LITTLE), int(of_rows), int(of_columns),
     )  # fmt: skip
+    routines = Routines(
+        to_lanes.address(),
+        multiply.address(pixels=rows, vectors=vectors, pixel_step=4, single=int(LANES < 16)),
+        0 if of_rows else copy_rows.address(vectors=1),
+        0 if of_columns else copy_rows.address(vectors=vectors),
+    )
+    return cut, record(cut=cut, routines=routines)
 
 
 def product(a: Any, b: Any, *, of_rows: bool = True, of_columns: bool = False, bias: Any = None) -> Any:
@@ -90,14 +99,14 @@ def product(a: Any, b: Any, *, of_rows: bool = True, of_columns: bool = False, b
     """
     terms, j = b.shape[::-1] if of_columns else b.shape
     i = a.size // terms
-    cut = _cut(i, j, terms, of_rows, of_columns, threads())
+    cut, work = _cut(i, j, terms, of_rows, of_columns, threads())
     y, starts, a, b = np.empty((i, j), np.float32), zeros(j) if bias is None else ready(bias), ready(a), ready(b)
     panels, tiles = -(-j // (cut.vectors * LANES)), -(-i // cut.rows)
     cost = cut.group * cut.rows * terms * cut.span * cut.vectors * LANES
     with borrowed(cut.turned + cut.panel * threads()) as memory:
         if cut.turned and not cut.is_little:
-            share(_turn_tiles, tiles, cut.rows * terms, a, memory, cut)
-        share(_product, -(-panels // cut.span) * cut.groups, cost, a, b, starts, y, memory, cut)
+            share(_turn_tiles, tiles, cut.rows * terms, a, memory, work)
+        share(_product, -(-panels // cut.span) * cut.groups, cost, a, b, starts, y, memory, work)
     return y
 
 
@@ -111,56 +120,59 @@ def zeros(size: int) -> np.ndarray:
 
 
 @in_turn
-def _turn_tiles(workers, counter, last, a, turned, cut):
-    on_workers(workers, _turn_tiles_worker, (counter, last, a, turned, cut))
+def _turn_tiles(workers, counter, last, a, turned, work):
+    on_workers(workers, _turn_tiles_worker, (counter, last, a, turned, work))
 
 
 @serial
-def _turn_tiles_worker(_, counter, last, a, turned, cut):
+def _turn_tiles_worker(_, counter, last, a, turned, work):
     task = take(counter)
     while task < last:
-        _turn_tile(a, task, turned, cut)
+        _turn_tile(a, task, turned, work[0])
         task = take(counter)
 
 
 @serial
-def _turn_tile(a, number, turned, cut):
+def _turn_tile(a, number, turned, work):
     """`turned[number][t][lane]`: rows of a, a lane for each; the last tile overlaps the one before it."""
+    cut, routines = work.cut, work.routines
     size, first = 4 * LANES, number * cut.rows
     if cut.of_rows:
         rows, terms = a.shape
         first = min(first, rows - cut.rows)
-        call(cut.routines[0], (
+        call(routines.to_lanes, (
             a.ctypes.data + 4 * first * terms, 4 * terms, cut.rows, terms, turned.ctypes.data + number * terms * size,
             size,
         ))  # fmt: skip
     else:
         terms, rows = a.shape
         first = min(first, rows - LANES)
-        call(cut.routines[2], (
+        call(routines.copy_tile, (
             a.ctypes.data + 4 * first, 4 * rows, terms, turned.ctypes.data + number * terms * size, size
         ))  # fmt: skip
 
 
 @in_turn
-def _product(workers, counter, last, a, b, starts, y, memory, cut):
+def _product(workers, counter, last, a, b, starts, y, memory, work):
+    cut = work[0].cut
     if cut.turned and cut.is_little:
         for number in range(-(-y.shape[0] // cut.rows)):
-            _turn_tile(a, number, memory, cut)
-    on_workers(workers, _product_worker, (counter, last, a, b, starts, y, memory, cut))
+            _turn_tile(a, number, memory, work[0])
+    on_workers(workers, _product_worker, (counter, last, a, b, starts, y, memory, work))
 
 
 @serial
-def _product_worker(worker, counter, last, a, b, starts, y, memory, cut):
+def _product_worker(worker, counter, last, a, b, starts, y, memory, work):
+    cut = work[0].cut
     own = memory.ctypes.data + 4 * (cut.turned + worker * cut.panel)
     task = take(counter)
     while task < last:
         panel, first = task // cut.groups * cut.span, task % cut.groups * cut.group
         if cut.panel:
-            _turn_panel(b, panel, own, cut)
-            _tiles(a, starts, y, panel, first, own, 4 * cut.vectors * LANES, memory, cut)
+            _turn_panel(b, panel, own, work[0])
+            _tiles(a, starts, y, panel, first, own, 4 * cut.vectors * LANES, memory, work[0])
         else:
-            _tiles(a, starts, y, panel, first, b.ctypes.data, 4 * b.shape[1], memory, cut)
+            _tiles(a, starts, y, panel, first, b.ctypes.data, 4 * b.shape[1], memory, work[0])
         task = take(counter)
 
 
@@ -171,25 +183,26 @@ def _column(panel, columns, cut):
 
 
 @serial
-def _turn_panel(b, panel, own, cut):
+def _turn_panel(b, panel, own, work):
     """`own[t][j]` of a panel of b."""
+    cut, routines = work.cut, work.routines
     if not cut.of_columns:
         at, step = b.ctypes.data + 4 * _column(panel, b.shape[1], cut), 4 * LANES * cut.vectors
-        call(cut.routines[3], (at, 4 * b.shape[1], b.shape[0], own, step))
+        call(routines.copy_panel, (at, 4 * b.shape[1], b.shape[0], own, step))
         return
     terms = b.shape[1]
     for vector in range(cut.vectors):
         row = _column(panel, len(b), cut) + vector * LANES
-        call(cut.routines[0], (
+        call(routines.to_lanes, (
             b.ctypes.data + 4 * row * terms, 4 * terms, LANES, terms, own + 4 * LANES * vector,
             4 * LANES * cut.vectors,
         ))  # fmt: skip
 
 
 @serial
-def _tiles(a, starts, y, panel, first, b, b_step, memory, cut):
+def _tiles(a, starts, y, panel, first, b, b_step, memory, work):
     """Panels `panel ..` of tiles `first ..`; at address b is their panel, or all of them."""
-    i, j = y.shape
+    (i, j), cut = y.shape, work.cut
     terms = a.size // i
     zero = np.zeros(1, np.int64)
     tiles = min(cut.group, -(-i // cut.rows) - first)
@@ -206,7 +219,7 @@ def _tiles(a, starts, y, panel, first, b, b_step, memory, cut):
         together = max(1, min(cut.together, tiles - done, (i - (LANES - cut.rows)) // cut.rows - first - done))
         for each in range(panel, min(panel + cut.span, -(-j // (cut.vectors * LANES)))):
             column = _column(each, j, cut)
-            call(cut.routines[1], (
+            call(work.routines.multiply, (
                 at, step, terms, zero.ctypes.data, 1, b if cut.panel else b + 4 * column, b_step,
                 starts.ctypes.data + 4 * column, y.ctypes.data + 4 * (row * j + column), 4 * j, together, of_tile,
             ))  # fmt: skip

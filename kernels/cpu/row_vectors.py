@@ -76,10 +76,11 @@ def ask(words: Words, address: Any, size: Any, to_write: bool = False) -> None:
         line.carry(words.at(line.carried[0], _LINE))
 
 
-def store(words: Words, mask: Any, vector: Any, address: Any) -> None:
-    """All lanes, or those of a mask."""
+def store(words: Words, mask: Any, vector: Any, address: Any, past: bool = False) -> None:
+    """All lanes, or those of a mask; with `past` whole vectors past the caches, at aligned addresses."""
+    whole_store = words.store_past if past else words.store
     if mask is None:
-        words.store(vector, address)
+        whole_store(vector, address)
     elif words.stores_masked:
         words.store_where(mask, vector, address)
     else:
@@ -88,7 +89,7 @@ def store(words: Words, mask: Any, vector: Any, address: Any) -> None:
             with part:
                 words.store_where(mask, vector, address)
             with whole:
-                words.store(vector, address)
+                whole_store(vector, address)
 
 
 def _mask(words: Words, address: Any) -> Any:

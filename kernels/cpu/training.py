@@ -27,17 +27,18 @@ _EXPONENTIAL = 32
 def cross_entropy(logits: Any, target: Any) -> Any:
     """Parallel over images; classes in rising order in the logits' type, then numpy's pairwise sum over the images.
 
-    In float32 the classes are summed in lanes, as softmax.exponentials says.
+    In float32 the classes are summed in lanes, as softmax.exponentials says, and the images in rising order in double
+    precision, where they stand: numpy's sum and quotient of 64 took a fifth of the call.
 
     Any layout; one that is not row-major is copied first.
     """
     n, k = logits.shape
     loss, classes = np.empty(n, logits.dtype.newbyteorder("=")), _classes(spec.cross_entropy, logits, target)
     if loss.dtype == np.float32:
-        routine = exponentials.address(stored=0)
-        share(_row_losses, -(-n // _ROWS), _ROWS * k * _EXPONENTIAL, ready(logits), classes, loss, routine)
-    else:
-        launch(_cross_entropy, n, k * _EXPONENTIAL, ready(logits), classes, loss)
+        routine, mean = exponentials.address(stored=0), np.empty((), np.float32)
+        share(_row_losses, -(-n // _ROWS), _ROWS * k * _EXPONENTIAL, ready(logits), classes, loss, mean, routine)
+        return mean
+    launch(_cross_entropy, n, k * _EXPONENTIAL, ready(logits), classes, loss)
     return np.asarray(loss.sum() / n, loss.dtype)
 
 
@@ -99,8 +100,13 @@ def _are_classes(target, classes):
 
 
 @in_turn
-def _row_losses(workers, counter, last, logits, target, loss, routine):
+def _row_losses(workers, counter, last, logits, target, loss, mean, routine):
     on_workers(workers, _row_losses_worker, (counter, last, logits, target, loss, routine))
+    if last * _ROWS >= len(loss):
+        total = 0.0
+        for n in range(len(loss)):
+            total += loss[n]
+        mean[()] = total / len(loss)
 
 
 @serial

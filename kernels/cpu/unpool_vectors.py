@@ -78,12 +78,13 @@ def _offsets(columns: int, step: int, phase: int) -> list[int]:
 @micro_kernel
 def spread_rows(
     words: Words, dy: Any, taps: Any, windows: Any, blocks: Any, dx: Any, dx_row: Any, rows: Any, *,
-    columns: int, step: int, phase: int, readers: int, far: int,
+    columns: int, step: int, phase: int, readers: int, far: int, past: int = 0,
 ) -> None:  # fmt: skip
     """`dx[h,w] = sum_pq dy[p,q]` over the windows whose tap `taps[p,q]` stands at (h, w), for `rows` rows of dx.
 
     The sum goes over p, then q, from zero: `step` vectors of sums, for neighbouring positions, are in registers. dy and
-    taps are the addresses of window `left`. `far` is what the caches do not hold.
+    taps are the addresses of window `left`. `far` is what the caches do not hold. With `past` dx is stored past them:
+    its rows begin at whole vectors.
     """
     builder = words.builder
     offsets = _offsets(columns, step, phase)
@@ -116,10 +117,10 @@ def spread_rows(
                         sums[each] = builder.select(wins, added, sums[each])
             reader.carry(words.at(pair, 16), *sums)
         _, *sums = reader.results
-        _store_in_turn(words, sums, masks[:step], words.at(dx, words.times(i, 4 * step)))
+        _store_in_turn(words, sums, masks[:step], words.at(dx, words.times(i, 4 * step)), bool(past))
 
     def following(windows: Any, dx: Any) -> tuple[Any, ...]:
-        if far:
+        if far and not past:
             ask(words, dx, dx_row, to_write=True)
         return words.at(windows, 16 * readers), words.at(dx, dx_row)
 
@@ -128,8 +129,9 @@ def spread_rows(
 
 @micro_kernel
 def unpool_halves(
-    words: Words, blocks: Any, x: Any, x_row: Any, dy: Any, count: Any, dx: Any, rows: Any, *, inner: int, far: int
-) -> None:
+    words: Words, blocks: Any, x: Any, x_row: Any, dy: Any, count: Any, dx: Any, rows: Any, *, inner: int, far: int,
+    past: int = 0,
+) -> None:  # fmt: skip
     """`dx[2*p + r, 2*q + s] = dy[p,q]` where that won its 2x2 window of x, else 0, for `rows` rows of `count` windows.
 
     Nothing between x and dx: windows side by side need not be asked. dx and x have rows of `x_row` bytes.
@@ -143,24 +145,25 @@ def unpool_halves(
         place = words.at(dy, words.times(q, 4))
         shares = _of_taps(words, taps, words.load(place) if valid is None else words.load_where(valid, place))
         target = words.at(dx, words.times(q, 8))
-        _store_in_turn(words, shares[:2], stored, target)
-        _store_in_turn(words, shares[2:], stored, words.at(target, x_row))
+        _store_in_turn(words, shares[:2], stored, target, bool(past))
+        _store_in_turn(words, shares[2:], stored, words.at(target, x_row), bool(past))
 
     def following(x: Any, dy: Any, dx: Any) -> tuple[Any, ...]:
         if far:
             ask(words, x, both)
-            ask(words, dx, both, to_write=True)
+            if not past:
+                ask(words, dx, both, to_write=True)
         return words.at(x, both), words.at(dy, words.times(count, 4)), words.at(dx, both)
 
     over_rows(words, blocks, 3, rows, (x, dy, dx), block, following)
 
 
-def _store_in_turn(words: Words, vectors: list[Any], masks: list[Any], address: Any) -> None:
+def _store_in_turn(words: Words, vectors: list[Any], masks: list[Any], address: Any, past: bool) -> None:
     """The first lanes of all vectors, then the second ones, and so on; a mask for each vector that this makes."""
     for half, mask in enumerate(masks):
         lanes = range(half * words.lanes, (half + 1) * words.lanes)
         order = [lane // len(vectors) + lane % len(vectors) * words.lanes for lane in lanes]
-        store(words, mask, words.shuffle(vectors[0], vectors[-1], order), words.at(address, half * words.size))
+        store(words, mask, words.shuffle(vectors[0], vectors[-1], order), words.at(address, half * words.size), past)
 
 
 def _of_taps(words: Words, taps: list[Any], dy: Any) -> list[Any]:

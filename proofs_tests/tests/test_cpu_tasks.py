@@ -9,6 +9,7 @@ import pytest
 from whole_numbers import elements_are_right, whole
 
 from kernelproof import kernels, spec
+from kernelproof.kernels.cpu import launch, pool
 from kernelproof.kernels.cpu.convolution import direct
 from kernelproof.kernels.cpu.convolution.planner import ALGORITHMS, Algorithm, Problem
 from kernelproof.kernels.cpu.launch import in_turn, serial
@@ -122,3 +123,28 @@ def test_matrices_whose_rows_lie_far_apart(shape: tuple[int, int, int]) -> None:
     assert np.array_equal(kernels.linear(x, weight), spec.linear(x, weight))
     assert np.array_equal(kernels.linear_dx(dy, weight), spec.linear_dx(dy, weight))
     assert np.array_equal(kernels.linear_dweight(dy, x), spec.linear_dweight(dy, x))
+
+
+# A part of the terms of all products is summed before the next, by tasks of several panels.
+def test_long_products_have_the_same_bits_on_every_number_of_threads() -> None:
+    x, weight = (np.random.default_rng(seed).standard_normal(shape, np.float32) for seed, shape in
+                 enumerate(((131, 700), (300, 700))))  # fmt: skip
+    dy, results = x @ weight.T, []
+    for threads in (1, 3):
+        with launch.on_threads(threads):
+            results.append(
+                [kernels.linear(x, weight), kernels.linear_dx(dy, weight), kernels.linear_dweight(dy, x)]
+            )  # fmt: skip
+    alone, shared = results
+    assert [each.tobytes() for each in alone] == [each.tobytes() for each in shared]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1), ((2, 3), (2, 2), 0)])
+def test_a_pooling_gradient_past_the_caches_is_the_same(kernel: Any, stride: Any, padding: int, monkeypatch) -> None:
+    options = {"kernel_size": kernel, "stride": stride, "padding": padding}
+    for width in (8, 16, 24, 40, 64, 17):
+        x = whole(0, 2, 3, 18, width)
+        dy = whole(1, *spec.max_pool2d(x, **options).shape)
+        monkeypatch.setattr(pool, "_LARGE", 0)
+        monkeypatch.setattr(pool, "_PAST", True)
+        assert np.array_equal(kernels.max_pool2d_dx(dy, x, **options), spec.max_pool2d_dx(dy, x, **options))

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelproof import Conv2d, MaxPool2d, ReLU, SpecChain
-from kernelproof.kernels.cpu.fusion import Fused
+from kernelproof import Conv2d, Flatten, Linear, MaxPool2d, ReLU, SpecChain
+from kernelproof.kernels.cpu.fusion import Flattened, Fused
 from kernelproof.spec import KernelproofError
+from kernelproof.spec.blocks import Single
 from kernelproof.spec.layers import Layer
 
 SIZES = st.sampled_from((1, 2, 3, 4, 5, 7, 13, 14, 15, 16, 17, 29, 33))
@@ -84,6 +85,37 @@ def test_what_can_be_fused_is() -> None:
     fused = [(each.rectified, each.pooled) for each in blocks if isinstance(each, Fused)]
     assert fused == [(True, True), (False, True), (True, False)]
     assert len(blocks) == 3
+
+
+def test_flattening_between_other_steps_copies_nothing() -> None:
+    chain = SpecChain(Conv2d(2, 4, 3), Flatten(), Linear(100, 5), input="n 2 7 7")
+    fast = chain.compile("cpu")
+    assert [type(each) for each in fast._blocks] == [Fused, Flattened, Single]
+    parameters, x = drawn(chain, (3, 2, 7, 7), 0)
+    right, right_back = chain.vjp(parameters, x)
+    floats, x = {key: each.astype(np.float32) for key, each in parameters.items()}, x.astype(np.float32)
+    came, back = fast.vjp(floats, x)
+    np.testing.assert_array_equal(came, right)
+    dy = np.random.default_rng(0).integers(-1, 2, right.shape)
+    gradients, right_gradients = back(dy.astype(np.float32)), right_back(dy)
+    for key in parameters:
+        np.testing.assert_array_equal(gradients.parameters[key], right_gradients.parameters[key])
+    np.testing.assert_array_equal(gradients.x, right_gradients.x)
+
+
+@pytest.mark.parametrize("layers", [(Flatten(),), (Flatten(), Linear(18, 2)), (ReLU(), Flatten())])
+def test_no_array_of_the_callers_is_handed_back_flattened(layers: tuple[Layer, ...]) -> None:
+    chain = SpecChain(*layers, input="n 2 3 3").compile("cpu")
+    parameters, x = drawn(chain, (4, 2, 3, 3), 0)
+    floats, x = {key: each.astype(np.float32) for key, each in parameters.items()}, x.astype(np.float32)
+    y, back = chain.vjp(floats, x)
+    dy = np.ones_like(y)
+    assert not np.shares_memory(y, x)
+    assert not np.shares_memory(back(dy).x, dy)
+    # What a step before it kept is not the caller's to change.
+    before = back(dy).x
+    y[...] = -1
+    np.testing.assert_array_equal(back(dy).x, before)
 
 
 def test_float64_is_performed_step_by_step() -> None:

@@ -15,6 +15,7 @@ that have some are done again by direct convolution, which puts it where the spe
 """
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from ..vectors import LANES
 from ..workspace import borrowed, in_lines
 from . import direct
 from .winograd_orders import TURNED, by_panels, by_tiles
-from .winograd_products import Products, Routines
+from .winograd_products import Parts, Products, Routines
 from .winograd_tiles import Tiles, block_of, rows_of_tiles, tiles_of
 from .winograd_transforms import input_to_points, points_to_output, turned_weight_to_points, weight_to_points
 
@@ -93,9 +94,9 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Window, groups: int, size: in
     The bias is added last.
     """
     x, weight = ready(x), ready(weight)
-    plan = forward(window, x.shape, weight.shape, groups, size, threads())
-    y = np.empty((len(x), weight.shape[0], plan.its.rows, plan.its.columns), np.float32)
-    again = _convolved(plan, x, weight, False, bias, y, relu)
+    work = _forward(window, x.shape, weight.shape, groups, size, threads(), False, relu)
+    y = np.empty(work.y_shape, np.float32)
+    again = _convolved(work, x, weight, bias, y)
     if len(again):
         y[again] = direct.conv2d(x[again], weight, bias, window, groups, relu)
     return y
@@ -106,10 +107,10 @@ def pooled_conv2d(
 ) -> tuple[Any, Any]:
     """`conv2d`, `relu` of it if asked, its maxima in windows of 2 x 2 with stride 2, and which of the four won."""
     x, weight = ready(x), ready(weight)
-    plan = forward(window, x.shape, weight.shape, groups, size, threads(), True)
-    both = np.empty((2, len(x), len(weight), plan.its.rows // 2, plan.its.columns // 2), np.float32)
+    work = _forward(window, x.shape, weight.shape, groups, size, threads(), True, relu)
+    both = np.empty((2, *work.y_shape), np.float32)
     y, winner = both[0], both[1].view(np.int32)
-    again = _convolved(plan, x, weight, False, bias, y, relu)
+    again = _convolved(work, x, weight, bias, y)
     if len(again):
         y[again], winner[again] = direct.pooled_conv2d(x[again], weight, bias, window, groups, relu)
     return y, winner
@@ -118,9 +119,8 @@ def pooled_conv2d(
 def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, groups: int, size: int) -> Any:
     """dx as the convolution of dy by the filters turned around; otherwise as forward."""
     dy, weight = ready(dy), ready(weight)
-    plan = backward(window, x_shape, weight.shape, groups, size, threads())
     dx = np.empty(x_shape, np.float32)
-    again = _convolved(plan, dy, weight, True, None, dx, False)
+    again = _convolved(_backward(window, x_shape, weight.shape, groups, size, threads()), dy, weight, None, dx)
     if len(again):
         dx[again] = direct.conv2d_dx(dy[again], weight, (len(again), *x_shape[1:]), window, groups)
     return dx
@@ -197,32 +197,68 @@ def _tiled(
     return Tiling(x, its, by_panels)
 
 
-def _convolved(plan: Tiling, x: Any, weight: Any, turned: bool, bias: Any, y: Any, relu: bool) -> Any:
+class Work(NamedTuple):
+    """What is known of a convolution before its arrays: y's shape, its tasks and what one costs, floats of workspace.
+
+    `record` is all numbers that the core reads.
+    """
+
+    y_shape: tuple[int, ...]
+    by_panels: bool
+    tasks: int
+    cost: int
+    floats: int
+    starts: tuple[int, int]
+    record: np.ndarray
+
+
+@functools.lru_cache(maxsize=256)
+def _forward(
+    window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int, size: int, workers: int,
+    pooled: bool, relu: bool,
+) -> Work:  # fmt: skip
+    plan = forward(window, x_shape, weight_shape, groups, size, workers, pooled)
+    step = 2 if pooled else 1
+    y_shape = x_shape[0], weight_shape[0], plan.its.rows // step, plan.its.columns // step
+    return _work(plan, workers, y_shape, False, relu)
+
+
+@functools.lru_cache(maxsize=256)
+def _backward(
+    window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, ...], groups: int, size: int, workers: int
+) -> Work:
+    return _work(backward(window, x_shape, weight_shape, groups, size, workers), workers, x_shape, True, False)
+
+
+def _convolved(work: Work, x: Any, weight: Any, bias: Any, y: Any) -> Any:
     """Fills y; which of its images are to be done again."""
-    of_x, its = plan.x, plan.its
-    starts = np.zeros((of_x.groups, -(-its.filters // LANES) * LANES), np.float32)
-    if bias is not None:
-        starts[:, : its.filters] = bias.reshape(of_x.groups, its.filters)
-    broken = np.zeros(len(x), np.bool_)
-    batches, groups = -(-of_x.units // of_x.together), of_x.groups
-    cost = of_x.together * of_x.across * its.filters * of_x.channels * plan.points
-    with borrowed(plan.shared + threads() * sum(plan.scratch)) as memory:
-        constants = memory, plan.shared, plan.scratch, starts, _ZEROS, _OFFSETS
-        arguments = x, weight, turned, y, broken, *constants, _work(of_x, its, turned, relu)
-        if plan.by_panels:
-            launch(by_panels, batches, groups * cost // 32, threads(), *arguments)
+    starts, broken = _starts(work.starts, bias), np.zeros(len(x), np.bool_)
+    with borrowed(work.floats) as memory:
+        arguments = x, weight, y, broken, memory, starts, work.record
+        if work.by_panels:
+            launch(by_panels, work.tasks, work.cost // 32, threads(), *arguments)
         else:
-            share(by_tiles, groups * batches, cost, *arguments)
-    return np.flatnonzero(broken)
+            share(by_tiles, work.tasks, work.cost, *arguments)
+    return broken.nonzero()[0]
+
+
+def _starts(shape: tuple[int, int], bias: Any) -> Any:
+    """What the outputs of each group begin with, in whole vectors."""
+    groups, filters = shape
+    if bias is not None and filters % LANES == 0:
+        return ready(bias).reshape(groups, filters)
+    starts = np.zeros((groups, -(-filters // LANES) * LANES), np.float32)
+    if bias is not None:
+        starts[:, :filters] = bias.reshape(groups, filters)
+    return ready(starts)
 
 
 _ZEROS, _OFFSETS = np.zeros(VECTORS * LANES, np.float32), 4 * np.arange(VECTORS * LANES)
 """What products start from, and where the channels of a tile stand."""
 
 
-@functools.lru_cache(maxsize=256)
-def _work(of_x: Tiles, its: Products, turned: bool, relu: bool) -> np.ndarray:
-    """All numbers that a convolution's core reads, as one argument."""
+def _work(plan: Tiling, workers: int, y_shape: tuple[int, ...], turned: bool, relu: bool) -> Work:
+    of_x, its = plan.x, plan.its
     vectors = -(-its.filters // LANES)
     last = vectors - (vectors - 1) // VECTORS * VECTORS
     sums = functools.partial(multiply.address, pixels=its.pixels, pixel_step=4 * of_x.block)
@@ -235,4 +271,12 @@ def _work(of_x: Tiles, its: Products, turned: bool, relu: bool) -> np.ndarray:
         added(vectors=VECTORS), added(vectors=last), points_to_output.address(size=of_x.size),
         pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not its.winners)),
     )  # fmt: skip
-    return record(x=of_x, its=its, routines=routines)
+    places = itertools.accumulate(plan.scratch)
+    parts = Parts(plan.shared, *places, _ZEROS.ctypes.data, _OFFSETS.ctypes.data, int(turned))
+    batches = -(-of_x.units // of_x.together)
+    cost = of_x.together * of_x.across * its.filters * of_x.channels * plan.points
+    return Work(
+        y_shape, plan.by_panels, batches if plan.by_panels else of_x.groups * batches,
+        cost * of_x.groups if plan.by_panels else cost, plan.shared + workers * sum(plan.scratch),
+        (of_x.groups, its.filters), record(x=of_x, its=its, parts=parts, routines=routines),
+    )  # fmt: skip

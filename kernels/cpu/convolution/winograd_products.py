@@ -27,6 +27,23 @@ class Routines(NamedTuple):
     turn_back: int
 
 
+class Parts(NamedTuple):
+    """Floats: of what all threads read; from a thread's points or weights on where its products stand, its copy, what
+    it turns back and its flags, and of all these. Addresses of what products start from, and of where the channels of a
+    tile stand; whether weights are turned around.
+    """
+
+    shared: int
+    products: int
+    copy: int
+    out: int
+    seen: int
+    all: int
+    zeros: int
+    offsets: int
+    turned: int
+
+
 class Products(NamedTuple):
     """For each point tiles x channels by channels x filters, `chunk` channels and `pixels` tiles at a time.
 
@@ -77,7 +94,7 @@ def transform_weights(weight, turned, group, panel, vector, first, count, u, cop
 
 
 @serial
-def multiply_panel(u, v, m, panel, tiles, channels, adding, zeros, offsets, of_x, its, routines):
+def multiply_panel(u, v, m, panel, tiles, channels, adding, parts, of_x, its, routines):
     """`m[point][tile][filter] (+)= sum_channel v[tile][channel] * u[channel][filter]`, a chain for each, in order."""
     vectors, points = vectors_of(panel, its), (of_x.size + TAPS - 1) ** 2
     if vectors == VECTORS:
@@ -89,8 +106,8 @@ def multiply_panel(u, v, m, panel, tiles, channels, adding, zeros, offsets, of_x
         # The last tiles may be fewer: what comes of the others is not used.
         for tile in range(0, tiles, TOGETHER * its.pixels):
             call(routine, (
-                v + 4 * tile * of_x.block, 4 * of_x.capacity * of_x.block, -(-channels // of_x.block), offsets,
-                of_x.block, u, of_x.block * of_tile, zeros, m + tile * of_tile, of_tile,
+                v + 4 * tile * of_x.block, 4 * of_x.capacity * of_x.block, -(-channels // of_x.block), parts.offsets,
+                of_x.block, u, of_x.block * of_tile, parts.zeros, m + tile * of_tile, of_tile,
                 min(TOGETHER, -(-(tiles - tile) // its.pixels)), 4 * its.pixels * of_x.block,
             ))  # fmt: skip
         u, v, m = u + 4 * its.weights, v + 4 * of_x.point, m + 4 * its.products
