@@ -190,7 +190,7 @@ def ready(array: np.ndarray, dtype: Any = None) -> np.ndarray:
         native = np.dtype(array.dtype if dtype is None else dtype).newbyteorder("=")
         array = np.require(array, native, ["C_CONTIGUOUS", "ALIGNED", "ENSUREARRAY"])
     view = array[...]  # As array.view() and its flags would, in half the time: every small call makes some.
-    view.setflags(False)
+    view.setflags(False)  # pyright: ignore[reportCallIssue] - `write`, by its place, which takes less.
     return view
 
 

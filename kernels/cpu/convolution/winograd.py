@@ -271,8 +271,9 @@ def _work(plan: Tiling, workers: int, y_shape: tuple[int, ...], turned: bool, re
         added(vectors=VECTORS), added(vectors=last), points_to_output.address(size=of_x.size),
         pool_lanes.address(relu=int(relu)), from_lanes.address(relu=int(relu and not its.winners)),
     )  # fmt: skip
-    places = itertools.accumulate(plan.scratch)
-    parts = Parts(plan.shared, *places, _ZEROS.ctypes.data, _OFFSETS.ctypes.data, int(turned))
+    products, copy, out, seen, all_of_it = itertools.accumulate(plan.scratch)
+    places = products, copy, out, seen, all_of_it, _ZEROS.ctypes.data, _OFFSETS.ctypes.data
+    parts = Parts(plan.shared, *places, int(turned))
     batches = -(-of_x.units // of_x.together)
     cost = of_x.together * of_x.across * its.filters * of_x.channels * plan.points
     return Work(
