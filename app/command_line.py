@@ -62,6 +62,11 @@ COMMANDS = {
         "Rerun cases that verify saved against the kernels as they are now, a line for each.\n\n"
         "Exit status: 0 all hold now, 1 some do not, 2 wrong usage, 3 nothing checked.",
     ),
+    "report": (
+        "report_command:report",
+        "Show reports that verify wrote with --json, several shards of one run as one; nothing is run.\n\n"
+        "Exit status: 0 proven, 1 refuted, 2 wrong usage, 3 nothing checked.",
+    ),
     "scoreboard": (
         "scoreboard_command:board",
         "Hold everybody's operators to the laws: PyTorch, ONNX Runtime, onnx, JAX, tinygrad, as far as they are "

@@ -4,12 +4,12 @@ import math
 import platform
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
-from kernelproof.spec import ParameterError
+from kernelproof.spec import OPERATORS, ParameterError
 
 from .judging import Differences, LawBroken
 
@@ -221,6 +221,26 @@ class Report:
         given = {name: data[name] for name in ("kernel", "seed", "examples", "declared", "source", "versions")}
         museum = {operator: (found, planted) for operator, (found, planted) in data.get("museum", {}).items()}
         return Report(results=tuple(map(_result, data["results"])), museum=museum, **given)
+
+
+def together(reports: Sequence[Report]) -> Report:
+    """Shards of one run as one report, in whatever order; raises ParameterError for runs that differ or overlap."""
+    first, *others = reports
+    for name in ("kernel", "seed", "examples", "declared", "source", "versions"):
+        for other in others:
+            if getattr(other, name) != getattr(first, name):
+                came = f"{name} {getattr(first, name)!r} and {getattr(other, name)!r}"
+                raise ParameterError("report", came, "shards of one run", "Make them anew, alike.")
+    results = [result for each in reports for result in each.results]
+    places = Counter((result.operator, result.law) for result in results)
+    if twice := [f"{law} of {operator}" for (operator, law), count in places.items() if count > 1]:
+        raise ParameterError(
+            "report", f"{twice[0]} in {places.most_common(1)[0][1]} of them", "each once", "Name each shard once."
+        )
+    order = ["sizes", *OPERATORS]
+    results.sort(key=lambda result: (result.level != "L0", order.index(result.operator), result.level))
+    museum = {name: found for each in reports for name, found in each.museum.items()}
+    return replace(first, results=tuple(results), museum=museum)
 
 
 def _result(data: Mapping[str, Any]) -> Result:

@@ -378,3 +378,14 @@ def test_a_remembered_call_is_refused_what_a_first_call_is() -> None:
                 cpu(spec.cross_entropy, logits, target)
         else:
             cpu(spec.cross_entropy, logits, target)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32])
+@pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy_dlogits"])
+def test_targets_may_be_any_signed_integers(name: str, kind: type) -> None:
+    # Drawn problems have int64 alone: others' kernels may ask for it.
+    generator = np.random.default_rng(0)
+    logits, target = generator.standard_normal((17, 33), np.float32), generator.integers(0, 33, 17)
+    for module in (spec, kernels):
+        came, right = (getattr(module, name)(logits, each) for each in (target.astype(kind), target))
+        assert np.array_equal(came, right)

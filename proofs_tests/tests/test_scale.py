@@ -1,5 +1,6 @@
 """Work in parts: they add up whatever the order, on any executor, and a lost worker loses nothing."""
 
+import json
 import os
 import signal
 import subprocess
@@ -63,6 +64,25 @@ def test_shards_of_a_verification_are_the_whole_of_it() -> None:
     whole = verify(spec.relu.__call__, "relu", examples=5)
     shards = [verify(spec.relu.__call__, "relu", examples=5, shard=f"{which}/3") for which in (1, 2, 3)]
     assert sorted(said(result) for shard in shards for result in shard.results) == sorted(map(said, whole.results))
+
+
+def test_reports_of_shards_are_shown_as_the_report_of_the_whole(tmp_path: Path) -> None:
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "kernelproof", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    verified = ["verify", "--op", "flatten.dx", "--level", "L1", "--level", "L2", "--level", "L4", "--examples", "3"]
+    for shard in ("1/2", "2/2"):
+        assert command(*verified, "--shard", shard, "--json", f"{shard[0]}.json").returncode == 0
+    assert command(*verified, "--json", "whole.json").returncode == 0
+    both = command("report", "2.json", "1.json", "--json", "both.json", "--html", "both.html")
+    assert (both.returncode, "cpu: proven - 3 laws of 1 operator" in both.stdout) == (0, True)
+    assert (tmp_path / "both.html").exists()
+    read = [Report.from_json(json.loads((tmp_path / f"{name}.json").read_text())) for name in ("both", "whole")]
+    assert lines(read[0]) == lines(read[1])
+    for wrong in (["1.json", "1.json"], ["1.json", "both.html"], ["nothing.json"], []):
+        assert command("report", *wrong).returncode == 2
 
 
 def test_a_seed_means_the_same_whatever_is_loaded(tmp_path: Path) -> None:
