@@ -1,0 +1,1 @@
+../../app/report_command.py
