@@ -56,20 +56,8 @@ SPARE = 5
 """Rows and columns of an image beyond those that its window just fits, at most, where it is not long."""
 
 CONV2D_LONG = (
-    "none",
-    "channels",
-    "channels",
-    "filters",
-    "n",
-    "h",
-    "wide",
-    "wide",
-    "wide",
-    "groups",
-    "both",
-    "far",
-    "pixels",
-)
+    "none", "channels", "channels", "filters", "n", "h", "wide", "wide", "wide", "groups", "both", "far", "pixels",
+)  # fmt: skip
 POOL_LONG = ("none", "none", "wide", "wide", "wide", "wide", "wide", "channels", "n", "h", "far")
 """What is long in a problem; one in some thirty is "large" beside these."""
 
