@@ -267,10 +267,18 @@ def _wait(waiting: int, awaited: int) -> None:
     event.wait(numba_stream(waiting))
 
 
+def in_rising_order(array: np.ndarray) -> np.ndarray:
+    """The array in one piece and in this machine's byte order, a copy only where it is not.
+
+    An axis of one may have any stride, of which numba takes a negative one for an axis of none.
+    """
+    native = np.require(array, array.dtype.newbyteorder("="), "C")
+    return native.copy() if min(native.strides, default=0) < 0 else native
+
+
 def take(operator: str, argument: Any, place: Place) -> Any:
     if isinstance(argument, np.ndarray):
-        native = np.require(argument, argument.dtype.newbyteorder("="), "C")
-        argument = cuda.to_device(native, stream=numba_stream(place.stream))
+        argument = cuda.to_device(in_rising_order(argument), stream=numba_stream(place.stream))
     elif not is_device_array(argument):
         return argument
     if library_of(argument) == "torch":
