@@ -59,8 +59,8 @@ ARITHMETIC = {
     "bf16": Arithmetic("bf16", 1, ((0, 0),)),
     "bf16x4": Arithmetic("bf16", 2, ((1, 1), *SPLIT)),
 }
-"""By the word that allows its rounding; bf16x4 keeps 16 bits, and stands in for TF32 where operands are transposed: all
-four products are taken, so that those of 11 bits are exact, as TF32's are."""
+"""By the word that allows its rounding; bf16x4 keeps 16 bits, and stands in for TF32 where operands are transposed or
+laid out: all four products are taken, so that those of 11 bits are exact, as TF32's are."""
 
 LOWEST_WEIGHT, LOWEST_FACTOR = 2.0**-40, 2.0**-58
 """The least ordinary weight, and x or dy in a weight gradient, where there is a least: products are 2**-116 or more."""

@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..cuda_cores import launch_direct
+from ..cuda_cores import input_gradient, launch_direct
 from ..host.arrays import DeviceArray
 from ..host.driver import Kernel, capability, fill_with_zeros, multiprocessors
 from ..relu import in_one_piece
 from . import implicit_gemm, laid_out, pack, warp_gemm
 from .again import input_gradient_again, output_again, tiles_of
 from .arithmetic import ARITHMETIC
-from .plan import Plan, Problem, explain, plan
+from .plan import Plan, Problem, arithmetic_of, explain, plan
 from .rungs import Rung, rung_of
 from .slots import SHARES, Block
 
@@ -123,7 +123,7 @@ def launch(
     device, stream = x.place.device, x.place.stream
     own = rung(x)
     assert own is not None
-    it = plan(problem, precision, multiprocessors(device), rectify, own)
+    it = plan(problem, arithmetic_of(problem, precision, own), multiprocessors(device), rectify, own)
     packing, convolving = _kernels(it.block)
     workspace = x.place.empty((-(-it.workspace // 4),), "int32")
     flags = DeviceArray(workspace.owner[1 : 1 + it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
@@ -159,7 +159,7 @@ def refusal(x: DeviceArray, problem: Problem, precision: str) -> str | None:
         return "each image lies in one piece, to be looked through for its greatest"
     own = rung(x)
     assert own is not None
-    return explain(problem, precision, own)
+    return explain(problem, arithmetic_of(problem, precision, own), own)
 
 
 def is_dense(x: DeviceArray) -> bool:
@@ -194,7 +194,12 @@ def conv2d(
 
 
 def conv2d_dx(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any, groups: int, precision: str) -> bool:
-    """Compute dx if the fast kernel serves all its phases; whether it does."""
+    """Compute dx if a fast kernel serves it, or all its phases; whether it does."""
+    whole = forward(dx, weight, dy, window, groups)
+    shape = input_gradient.shape_of(whole) if serves(dy) else None
+    if shape is not None:
+        input_gradient.launch(dy, weight, dx, whole, shape)
+        return True
     phases = backward(dy, weight, dx, window, groups)
     if any(stride > 1 for stride in window.stride) and window.dilation != (1, 1):
         return False

@@ -224,6 +224,14 @@ ROWS = (
 
 
 @functools.lru_cache(4096)
+def arithmetic_of(problem: Problem, precision: str, rung: Rung = HOPPER) -> str:
+    """What computes a problem: TF32 has no layout, so where several taps would read one, bf16x4 stands in for it."""
+    if precision == "tf32" and not rung.by_warps and _taps(problem) > 1 and splits(problem, "bf16x4", rung)[0].laid:
+        return "bf16x4"
+    return precision
+
+
+@functools.lru_cache(4096)
 def explain(problem: Problem, precision: str, rung: Rung = HOPPER) -> str | None:
     """The first precondition that does not hold; None if the fast kernel serves the problem."""
     return next((row.reason for row in ROWS if not row.holds(problem, precision, rung)), None)
