@@ -1,6 +1,7 @@
 """The weight gradient on tensor cores: its plan, what is launched, and what is computed again.
 
-Groups with few channels go to direct.py, those with many to wide_dweight.py; what neither serves is plain.
+Groups with few channels go to direct.py, those with many to wide_dweight.py; few channels with many taps are gathered.
+What none serves is plain.
 """
 
 import functools
@@ -17,14 +18,17 @@ from ..host.arrays import DeviceArray
 from ..host.driver import Kernel, fill_with_zeros, multiprocessors
 from ..launch import THREADS
 from . import warp_gradient, weight_gradient, wide_dweight
-from .arithmetic import ARITHMETIC
-from .launch_conv import rung, serves, steps
-from .plan import division, pitch_of
+from .arithmetic import ARITHMETIC, CHANNELS
+from .launch_conv import rung, steps
+from .plan import are_gathered, division, pitch_of
 from .rungs import HOPPER, Rung
 from .weight_gradient import FILTERS, SLOTS, WARPGROUPS, WIDTH, Geometry
 
 ARITHMETIC_OF = {"strict": "strict", "fast": "strict", "tf32": "bf16x4", "fp16": "bf16x4", "bf16": "bf16"}
 """Sums run across images, so no scale serves a whole sum, and TF32 has no transposed operands."""
+
+LEAST_GATHERED = 24, 16
+"""Taps of all channels, and filters, from which on tensor cores are faster than direct.py."""
 
 LEAST_PIXELS = 64
 """Tensor cores cut off where float32 rounds: a sum of fewer terms might be less exact than in float32."""
@@ -41,6 +45,7 @@ class Plan:
     geometry: Geometry
     tiles: int
     shared: int
+    gathered: bool = False
 
     @property
     def workspace(self) -> int:
@@ -105,8 +110,36 @@ def plan(
         window.padding[0][0], window.padding[1][0], *window.dilation, rows, *division(rows), pitch,
         *division(pitch), slots, tap_step, warpgroup_step, filter_blocks, channel_blocks, row_blocks, phases,
         column_blocks, row, column, chunks, _shares(tiles, chunks, multiprocessors(x.place.device)), stages,
+        column, row,
     )  # fmt: skip
     return Plan(ARITHMETIC_OF[precision], taps, rows_as_warpgroups, rung, geometry, tiles, beside + stages * stage)
+
+
+def gathered(
+    dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, precision: str
+) -> Plan | None:
+    """How the tensor cores of Hopper compute the gradient of few channels with many taps; None if they do not."""
+    (images, _, *image), (_, few, *taps), (p, q) = x.shape, dweight.shape, dy.shape[2:]
+    filters, channels, before = dweight.shape[0] // groups, few * math.prod(taps), [each[0] for each in window.padding]
+    are_many = channels >= LEAST_GATHERED[0] and filters >= LEAST_GATHERED[1] and images * p * q >= LEAST_PIXELS
+    if not are_many or not are_gathered(
+        few, (taps[0], taps[1]), image, before, window.dilation, steps(x)[1:], steps(dweight)[1:]
+    ):
+        return None
+    if max(map(abs, (*steps(x), *steps(dy)))) >= 2**29 or images * p * q >= 2**31 - SLOTS:
+        return None
+    arithmetic = ARITHMETIC_OF[precision]
+    filter_blocks, channel_blocks = -(-filters // FILTERS), -(-channels // (WIDTH * WARPGROUPS))
+    stage = ARITHMETIC[arithmetic].parts * 2 * (WIDTH * WARPGROUPS + FILTERS) * SLOTS
+    beside = weight_gradient.HEADER + 8 * -(-channels // CHANNELS) * CHANNELS
+    stages = min(4, (HOPPER.shared_memory - beside) // stage)
+    tiles, chunks = groups * filter_blocks * channel_blocks, -(-images * p * q // SLOTS)
+    geometry = Geometry(
+        images, channels, filters, groups, *image, p, q, *steps(x), *steps(dy), *window.stride, *before,
+        *window.dilation, p, *division(p), q, *division(q), SLOTS, 0, 0, filter_blocks, channel_blocks, 1, 1, 1, 1, 1,
+        chunks, _shares(tiles, chunks, multiprocessors(x.place.device)), stages, *taps,
+    )  # fmt: skip
+    return Plan(arithmetic, 1, False, HOPPER, geometry, tiles, beside + stages * stage, gathered=True)
 
 
 def _shares(tiles: int, chunks: int, blocks: int) -> int:
@@ -116,15 +149,21 @@ def _shares(tiles: int, chunks: int, blocks: int) -> int:
 
 
 @functools.cache
-def _kernels(arithmetic: str, taps: int, rows_as_warpgroups: bool, rung: Rung = HOPPER) -> tuple[Kernel, Kernel]:
-    key, multiplying = (arithmetic, taps, rows_as_warpgroups), weight_gradient
-    threads, features = weight_gradient.THREADS, "a"
+def _kernels(
+    arithmetic: str, taps: int, rows_as_warpgroups: bool, rung: Rung = HOPPER, gathered: bool = False
+) -> tuple[Kernel, Kernel]:
+    key = (arithmetic, taps, rows_as_warpgroups)
     if rung.by_warps:
-        multiplying, threads, features = warp_gradient, weight_gradient.MULTIPLIERS, ""
+        name, function = "warp_gradient", warp_gradient.kernel_of(*key)
+        threads, features = weight_gradient.MULTIPLIERS, ""
+    else:
+        name, function = "weight_gradient", weight_gradient.kernel_of(*key, gathered)
+        loaders = weight_gradient.GATHERERS if gathered else weight_gradient.LOADERS
+        threads, features = weight_gradient.MULTIPLIERS + loaders, "a"
     return (
         Kernel(
-            f"{multiplying.__name__.rpartition('.')[2]} {key}", multiplying.kernel_of(*key), weight_gradient.ARGUMENTS,
-            threads, features, rung.shared_memory,
+            f"{name} {key}{' gathered' if gathered else ''}", function, weight_gradient.ARGUMENTS, threads, features,
+            rung.shared_memory,
         ),
         Kernel(
             f"weight_gradient reduce {key[1:]}", weight_gradient.reduce_of(*key[1:]), weight_gradient.REDUCE,
@@ -142,6 +181,7 @@ def _again(dy, x, dweight, stride, padding, dilation, groups, flags, g, width):
     if cuda.syncthreads_or(flagged) == 0:
         return
     tiles, taps = g.row_blocks * g.column_phases * g.column_blocks, g.column * g.row
+    of_channel = g.taps_h * g.taps_w // taps  # Taps that are channels of their own: all or none.
     for pair in range(flags.size // tiles):
         flagged = 0
         for tile in range(pair * tiles, (pair + 1) * tiles):
@@ -154,7 +194,8 @@ def _again(dy, x, dweight, stride, padding, dilation, groups, flags, g, width):
             k, c = filter_block * FILTERS + k, channel_block * width + c
             if k < g.filters and c < g.channels:
                 k += group * g.filters
-                r, s = divmod(tap, g.row)
+                c, gathered_tap = divmod(c, of_channel)
+                r, s = divmod(tap + gathered_tap, g.taps_w)
                 weight_gradient_of(dy, x, dweight, k, c, r, s, stride, padding, dilation, groups, partial)
 
 
@@ -173,33 +214,43 @@ def conv2d_dweight(
     dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, precision: str
 ) -> bool:
     """Compute dweight if the tensor cores serve this gradient; whether they do."""
-    if serves(x) and launch_direct.serves_gradient(x, dy, dweight, groups):
+    own = rung(x)
+    if x.dtype.name != "float32" or own is None:
+        return False
+    it = None if own.by_warps else gathered(dy, x, dweight, window, groups, precision)
+    if it is None and launch_direct.serves_gradient(x, dy, dweight, groups):
         launch_direct.weight_gradient(dy, x, dweight, window, groups)
         return True
     pixels = x.shape[0] * min(math.prod(x.shape[2:]), math.prod(dy.shape[2:]))
-    own = rung(x)
-    if x.dtype.name != "float32" or own is None or pixels < LEAST_PIXELS or dweight.size == 0:
+    if pixels < LEAST_PIXELS or dweight.size == 0:
         return False
     blocks, arithmetic = multiprocessors(x.place.device), ARITHMETIC_OF[precision]
     wide = None if own.by_warps else wide_dweight.plan(dy, x, dweight, window, groups, arithmetic, blocks)
     if wide is not None:
         wide_dweight.launch(dy, x, dweight, window, groups, wide)
         return True
-    it = plan(dy, x, dweight, window, groups, precision, own)
+    it = it or plan(dy, x, dweight, window, groups, precision, own)
     if it is None:
         return False
+    _launch(dy, x, dweight, window, groups, it)
+    return True
+
+
+def _launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, it: Plan) -> None:
+    """Multiply, add the shares, and compute anew what strange values took part in."""
     stream, g = x.place.stream, it.geometry
-    multiplying, reducing = _kernels(it.arithmetic, it.taps, it.rows_as_warpgroups, it.rung)
+    multiplying, reducing = _kernels(it.arithmetic, it.taps, it.rows_as_warpgroups, it.rung, it.gathered)
     workspace = x.place.empty((it.workspace // 4,), "int32")
     flags = DeviceArray(workspace.owner[: it.tiles], workspace.dtype, workspace.place)
     shares = workspace.address + -(-4 * it.tiles // 128) * 128
     fill_with_zeros(flags)
     multiplying(it.tiles * g.shares, stream, x.address, dy.address, shares, flags.address, g, shared=it.shared)
     lines = it.tiles * WARPGROUPS * it.taps * FILTERS
-    reducing(lines, stream, shares, dweight.address, *steps(dweight), g)
+    # Gathered taps are channels that lie side by side.
+    of_result = (steps(dweight)[0], 1, 0, 0) if it.gathered else steps(dweight)
+    reducing(lines, stream, shares, dweight.address, *of_result, g)
     width = WIDTH if it.rows_as_warpgroups else WIDTH * WARPGROUPS
     again(
         2 * multiprocessors(x.place.device), stream, dy, x, dweight, window.stride, window.padding,
         window.dilation, groups, flags, g, width,
     )  # fmt: skip
-    return True

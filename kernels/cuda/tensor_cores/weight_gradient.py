@@ -5,6 +5,9 @@ with slots down and channels across: x by the transposed read of 16-bit tensor c
 tile is 64 filters by 96 channels and `taps` taps of a row of the filter, or by 32 channels and three such rows:
 warpgroups 0 to 2 take the channels, or the rows; warpgroups 3 and 4 load. Each block sums a share of all slots, each
 stage of 96 promoted, and `reduce` adds the shares in a fixed order.
+
+*Gathered*, every tap of every channel is a channel of its own, at a slot for each output: a first layer of 3 x 7 x 7
+fills tiles of 96 channels as 147 do.
 """
 
 import functools
@@ -14,12 +17,14 @@ from numba import cuda
 from numba.cuda import types
 
 from .. import ptx
-from .arithmetic import ARITHMETIC, CHANNELS, LOWEST_FACTOR, gather, splitter
+from .arithmetic import ARITHMETIC, CHANNELS, LOWEST_FACTOR, gather, gather_taps, splitter
+from .loaders import NOWHERE, write_taps
 from .outer_products import outer_products, outer_storer
 from .slots import HEADER, divided
 from .wgmma import promoter, zeros
 
-THREADS, MULTIPLIERS, LOADERS = 640, 384, 256
+MULTIPLIERS, LOADERS, GATHERERS = 384, 256, 512
+"""Threads that multiply, that load, and that load where taps are gathered: looking those up takes long."""
 WARPGROUPS, FILTERS, WIDTH, SLOTS = 3, 64, 32, 96
 """Of multipliers; filters of a tile; channels of a warpgroup; slots of a stage."""
 SEGMENTS, LINE, REDUCERS = 8, 32, 256
@@ -30,7 +35,7 @@ class Geometry(NamedTuple):
     """One weight gradient in numbers, all int32; strides in elements."""
 
     images: int
-    channels: int  # of a group
+    channels: int  # of a group; gathered, those of all its taps
     filters: int  # of a group
     groups: int
     height: int
@@ -70,6 +75,8 @@ class Geometry(NamedTuple):
     chunks: int  # stages of all slots
     shares: int
     stages: int
+    taps_h: int  # rows, and taps in a row, of the filter, gathered or not
+    taps_w: int
 
 
 GEOMETRY = types.NamedUniTuple(types.int32, len(Geometry._fields), Geometry)
@@ -91,8 +98,8 @@ def part_of(tile, g):
 
 
 @functools.cache
-def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
-    """The kernel for tiles of `taps` taps in a row of the filter."""
+def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool, gathered: bool = False) -> Any:
+    """The kernel for tiles of `taps` taps in a row of the filter; gathered, they are one."""
     arithmetic = ARITHMETIC[precision]
     parts, columns = arithmetic.parts, taps * WIDTH  # As one wgmma of so many columns, for the registers' sake.
     channels = WIDTH if rows_as_warpgroups else WIDTH * WARPGROUPS
@@ -101,6 +108,7 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
     zero, promote = zeros(columns), promoter(columns)
     multiply, store = outer_products(arithmetic, taps, SLOTS), outer_storer(taps, WIDTH)
     fewer, more = ptx.registers(48, more=False), ptx.registers(128, more=True)
+    loaders = GATHERERS if gathered else LOADERS  # 32 sums leave registers for more of them.
     y_bytes = parts * FILTERS * SLOTS * 2
 
     @cuda.jit(device=True)
@@ -110,14 +118,19 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
         return n, types.int32(row - n * g.rows), types.int32(slot - row * g.pitch)
 
     @cuda.jit(device=True)
-    def load(x, dy, chunk, item, group, filter_, channel, a, b, shift, g):
+    def load(x, dy, chunk, item, x_items, group, filter_, channel, a, b, shift, table, g):
         """Sixteen channels of x at a slot, or behind the last of them sixteen filters of dy; zeros outside."""
-        x_items, count, address, step = halves * g.slots, types.int32(0), x, types.int32(0)
+        count, address, step = types.int32(0), x, types.int32(0)
         if item < x_items:
             half = types.int32(types.uint32(item) // types.uint32(g.slots))
             n, row, column = place(types.int32(chunk * SLOTS + item - half * g.slots + shift), g)
             h, w = row * g.stride_h + a - g.top, column * g.stride_w + b - g.left
             channel += half * CHANNELS
+            if gathered:
+                of_group = group * (g.channels // (g.taps_h * g.taps_w))
+                address = x + (n * g.x_n + of_group * g.x_c + h * g.x_h + w * g.x_w) * 4
+                h = types.int32(h if n < g.images else NOWHERE)
+                return gather_taps(address, h, types.int32(w), g.height, g.width, types.int32(table + channel * 8))
             if n < g.images and h >= 0 and h < g.height and w >= 0 and w < g.width:
                 count, step = types.int32(g.channels - channel), types.int32(g.x_c * 4)
                 address = x + (n * g.x_n + (group * g.channels + channel) * g.x_c + h * g.x_h + w * g.x_w) * 4
@@ -133,20 +146,24 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
 
     @cuda.jit(device=True)
     def load_stages(x, dy, flags, shared, x_bytes, first, last, tile, g):
-        """The loaders' part: the tile's slots of dy and those of x that they meet."""
+        """The loaders' part: the tile's slots of dy and those of x that they meet.
+
+        Sixteens beyond the last channel or filter stay what they are: they make sums that nobody adds.
+        """
         thread = types.int32(cuda.threadIdx.x - MULTIPLIERS)
         group, filter_block, channel_block, row_block, phase, column_block = part_of(tile, g)
         a = row_block * g.dilation_h * (0 if rows_as_warpgroups else 1)
         b, shift = phase * g.dilation_w, column_block * taps * g.tap_step
         filter_, channel = filter_block * FILTERS, channel_block * channels
-        x_items = halves * g.slots
-        items = x_items + y_halves * SLOTS
+        x_items = min(halves, (g.channels - channel + CHANNELS - 1) // CHANNELS) * g.slots
+        items = x_items + min(y_halves, (g.filters - filter_ + CHANNELS - 1) // CHANNELS) * SLOTS
+        table = types.int32(shared + HEADER + g.stages * (x_bytes + y_bytes))
         stage, parity, flag = types.int32(0), types.int32(1), types.int32(0)
         for chunk in range(first, last):
             full, x_stage = shared + stage * 8, shared + HEADER + stage * (x_bytes + y_bytes)
             is_free = False
-            for item in range(thread, items, LOADERS):
-                values = load(x, dy, chunk, item, group, filter_, channel, a, b, shift, g)
+            for item in range(thread, items, loaders):
+                values = load(x, dy, chunk, item, x_items, group, filter_, channel, a, b, shift, table, g)
                 if not is_free:
                     ptx.barrier_wait(full + 64, parity)
                     is_free = True
@@ -159,6 +176,8 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
                     at = x_stage + x_bytes + (half * SLOTS + item - x_items) * 16
                     part_step, group_step = types.int32(FILTERS * 2 * SLOTS), types.int32(SLOTS * 16)
                 flag |= split(values, at, part_step, group_step)
+            if not is_free:  # A thread without an item is not to run ahead.
+                ptx.barrier_wait(full + 64, parity)
             ptx.publish_shared()
             ptx.barrier_arrive(full)
             stage += types.int32(1)
@@ -201,9 +220,15 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
         x_bytes = types.int32(channels * parts * 2 * g.slots)
         if cuda.threadIdx.x == 0:
             for stage in range(g.stages):
-                ptx.barrier_init(shared + stage * 8, LOADERS)
+                ptx.barrier_init(shared + stage * 8, loaders)
                 ptx.barrier_init(shared + 64 + stage * 8, MULTIPLIERS)
             ptx.barrier_publish()
+        if gathered:
+            write_taps(
+                types.int32(shared + HEADER + g.stages * (x_bytes + y_bytes)), g.channels,
+                (g.channels + CHANNELS - 1) // CHANNELS * CHANNELS, g.taps_h, g.taps_w, g.dilation_h, g.dilation_w,
+                g.x_c, g.x_h, g.x_w,
+            )  # fmt: skip
         cuda.syncthreads()
         tiles = cuda.gridDim.x // g.shares
         share, tile = cuda.blockIdx.x // tiles, cuda.blockIdx.x % tiles
@@ -211,10 +236,12 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool) -> Any:
         last = types.int32(types.int64(g.chunks) * (share + 1) // g.shares)
         warpgroup = types.int32(cuda.shfl_sync(0xFFFFFFFF, cuda.threadIdx.x >> 7, 0))
         if warpgroup >= WARPGROUPS:
-            fewer()
+            if not gathered:
+                fewer()
             load_stages(x, dy, flags, shared, x_bytes, first, last, tile, g)
         else:
-            more()
+            if not gathered:
+                more()
             multiply_stages(shares, shared, x_bytes, first, last, warpgroup, g)
 
     return kernel
