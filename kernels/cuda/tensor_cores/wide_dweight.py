@@ -19,15 +19,15 @@ from .launch_conv import steps
 from .plan import are_few, division, pitch_of
 from .rungs import HOPPER
 from .slots import HEADER
-from .wide_gradient import CHANNELS_OF_TILE, FILTERS, Geometry
+from .wide_gradient import CHANNELS_OF_TILE, FILTERS, LANES, Geometry
 
 LEAST_CHANNELS, LEAST_OF_STRIDED, MOST_TAPS = 96, 64, 96
 """Of a group, and as many filters: with fewer, much of a tile is empty. Strides make weight_gradient.py slower yet. As
 many taps as the shared memory in which shares are added holds."""
 
 
-ADDING = {3: 0.04, 1: 0.06}
-"""Stages that writing and adding a share of a tile takes, of three taps and of one."""
+MANY_WARPS, MOST_WARPS = 2048, 9
+"""That add shares: of all blocks, so many that an H200 is full; of a block, one for each tap of 3x3."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,26 @@ class Plan:
     shared: int
 
     @property
-    def tiles(self) -> int:
-        g = self.geometry
-        return g.groups * g.filter_blocks * g.channel_blocks * g.rows * g.row_blocks
+    def entries(self) -> int:
+        """Of a share of every tile."""
+        return self.geometry.tiles * wide_gradient.warpgroups_of(self.taps) * FILTERS * CHANNELS_OF_TILE
 
     @property
-    def entries(self) -> int:
-        """Of a share."""
-        return self.tiles * wide_gradient.warpgroups_of(self.taps) * FILTERS * CHANNELS_OF_TILE
+    def rows(self) -> int:
+        """Tiles of which a filter and a block of channels consist."""
+        return self.geometry.rows * self.geometry.row_blocks
+
+    @property
+    def wide(self) -> int:
+        """Columns of 32 channels whose shares a warp adds: all of a tile where that leaves enough warps."""
+        g = self.geometry
+        return 4 if g.groups * g.filters * g.channel_blocks * self.rows >= MANY_WARPS else 1
+
+    @property
+    def shares(self) -> int:
+        """That a tile may have: spans of a whole number of stages or one less, and a rest at either end."""
+        g = self.geometry
+        return min(g.spans, -(-g.chunks // (g.tiles * g.chunks // g.spans)) + 1)
 
     @property
     def flags(self) -> int:
@@ -63,7 +75,7 @@ class Plan:
         x = -(-4 * self.flags // 128) * 128
         dy = x + self.x.size(parts)
         shares = dy + self.dy.size(parts)
-        return x, dy, shares, shares + 4 * self.entries * self.geometry.shares
+        return x, dy, shares, shares + 4 * self.entries * self.shares
 
 
 def plan(
@@ -97,11 +109,12 @@ def plan(
     if stages < 2 or max(map(abs, (*steps(x), *steps(dy)))) >= 2**29 or not are_few(x_slots, pixels):
         return None
     filter_blocks, channel_blocks = -(-filters // wide_gradient.filters_of(taps)), -(-channels // CHANNELS_OF_TILE)
-    shares = _shares(groups * filter_blocks * channel_blocks * rows_of_filter * row_blocks, chunks, taps, blocks)
+    tiles = groups * filter_blocks * channel_blocks * rows_of_filter * row_blocks
+    units = tiles * chunks
     geometry = Geometry(
         channels, filters, groups, x_bands, y_bands, x_slots, y_slots, slots, pitch, *window.stride,
         *window.dilation, phase_columns, filter_blocks, channel_blocks, rows_of_filter, row, row_blocks, chunks,
-        shares, stages,
+        tiles, units, *division(units), min(blocks, units, 2**30 // units), stages,
     )  # fmt: skip
     rows_and_pitch = (rows, *division(rows), pitch, *division(pitch))
     x_layout = Layout(
@@ -129,24 +142,18 @@ def plan(
         0,
     )
     it = Plan(arithmetic, taps, geometry, x_layout, y_layout, HEADER + stages * (x_bytes + y_bytes))
-    return it if it.entries < 2**29 and max(x_layout.blocks[1], y_layout.blocks[1]) < 2**16 else None
-
-
-def _shares(tiles: int, chunks: int, taps: int, blocks: int) -> int:
-    """Into how many shares to cut the slots, so that the multiprocessors' turns are short and full.
-
-    In stages: a turn has two more to begin and to end; writing and adding the shares of a tile take ADDING.
-    """
-    most = max(1, min(chunks, 4 * blocks // tiles))
-    return min(
-        range(1, most + 1),
-        key=lambda shares: -(-tiles * shares // blocks) * (-(-chunks // shares) + 2) + ADDING[taps] * tiles * shares,
+    return (
+        it
+        if units < 2**30
+        and it.entries < 2**29
+        and max(x_layout.blocks[1], y_layout.blocks[1], dweight.shape[0]) < 2**16
+        else None
     )
 
 
 @functools.cache
-def _kernels(arithmetic: str, taps: int) -> tuple[Kernel, Kernel, Kernel]:
-    threads = 128 * (wide_gradient.warpgroups_of(taps) + 1)
+def _kernels(arithmetic: str, taps: int, wide: int, warps: int) -> tuple[Kernel, Kernel, Kernel]:
+    reducing, threads = (taps, wide, warps), 128 * (wide_gradient.warpgroups_of(taps) + 1)
     return (
         laid_out.kernel(arithmetic, LOWEST_FACTOR if ARITHMETIC[arithmetic].lowest else 0.0),
         Kernel(
@@ -154,7 +161,7 @@ def _kernels(arithmetic: str, taps: int) -> tuple[Kernel, Kernel, Kernel]:
             threads, "a", HOPPER.shared_memory,
         ),
         Kernel(
-            f"wide_gradient reduce {taps}", wide_gradient.reduce_of(taps), wide_gradient.REDUCE, wide_gradient.REDUCERS,
+            f"wide_gradient reduce {reducing}", wide_gradient.reduce_of(*reducing), wide_gradient.REDUCE, LANES * warps,
         ),
     )  # fmt: skip
 
@@ -190,7 +197,7 @@ again = Kernel(
 
 def launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, it: Plan) -> None:
     """Lay both operands out, multiply, add the shares."""
-    laying, multiplying, reducing = _kernels(it.arithmetic, it.taps)
+    laying, multiplying, reducing = _kernels(it.arithmetic, it.taps, it.wide, min(it.rows, MOST_WARPS))
     stream, (x_at, dy_at, shares_at, end) = x.place.stream, it.offsets
     workspace = x.place.empty((-(-end // 4),), "int32")
     flags, first = DeviceArray(workspace.owner[: it.flags], workspace.dtype, workspace.place), workspace.address
@@ -199,14 +206,13 @@ def launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, g
     for array, at, flag, layout in ((x, x_at, 0, it.x), (dy, dy_at, x_flags, it.dy)):
         laying(layout.blocks, stream, array.address, first + at, first + flag, 0, layout)
     multiplying(
-        it.tiles * it.geometry.shares, stream, first + x_at, first + dy_at, first + shares_at, it.geometry,
+        it.geometry.spans, stream, first + x_at, first + dy_at, first + shares_at, it.geometry,
         shared=it.shared,
     )  # fmt: skip
-    filters, _, *taps = dweight.shape
-    together = max(1, wide_gradient.REDUCERS // (32 * math.prod(taps)))
+    (filters, channels, *taps), together = dweight.shape, LANES * it.wide
     reducing(
-        -(-filters // together) * it.geometry.channel_blocks, stream, first + shares_at, dweight.address, together,
-        it.geometry, shared=4 * CHANNELS_OF_TILE * math.prod(taps) * together,
+        (-(-channels // together), filters), stream, first + shares_at, dweight.address, it.geometry,
+        shared=4 * together * math.prod(taps),
     )  # fmt: skip
     again(
         2 * multiprocessors(x.place.device), stream, dy, x, dweight, window.stride, window.padding, window.dilation,

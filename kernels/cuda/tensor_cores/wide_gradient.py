@@ -2,28 +2,34 @@
 
 For each tap it is the matrix product of dy with x, some slots away, summed over slots. A tile is 64 filters by 128
 channels for three taps of a row, one a warpgroup; or 128 filters for a single tap, 64 a warpgroup. A last warp has the
-copy engine bring a stage of slots: channels across, slots down, read transposed by the tensor cores. Each block of
-threads sums a share of the slots, each stage promoted, and `reduce` adds the shares in rising order.
+copy engine bring a stage of slots: channels across, slots down, read transposed by the tensor cores, each promoted.
+
+The stages of all tiles, one tile after the other, are dealt out evenly: each block of threads takes a *span* of them,
+which may end in the middle of one tile and begin in that of another. So a tile is summed in shares by one block or
+more, and `reduce` adds them in rising order.
 """
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
-from llvmlite import ir
 from numba import cuda
 from numba.cuda import types
 
 from .. import ptx
-from ..ptx import F32, I32, I64, device_function, emit, unpacked
+from ..cuda_cores.windows import tuple_of, zeros_of
+from ..ptx import device_function, emit, unpacked
 from .arithmetic import ARITHMETIC, Arithmetic
 from .laid_out import BAND
-from .slots import HEADER, quotient_and_rest
+from .slots import HEADER, divided, quotient_and_rest
 from .wgmma import accumulators, finisher, promoter, zeros
 
 FILTERS, CHANNELS_OF_TILE = BAND, 2 * BAND
 """Filters of a warpgroup; channels of a tile."""
-SLOT, EIGHT_SLOTS, REDUCERS = 8, 64, 288
-"""A slot of a band, and eight of them, in units of 16 bytes; threads that add shares, a warp for each tap of 3x3."""
+SLOT, EIGHT_SLOTS = 8, 64
+"""A slot of a band, and eight of them, in units of 16 bytes."""
+LANES = 32
+"""Of a warp."""
 TURN = 256
 """Threads of the warpgroup that waits for its turn, and of the one that gives it."""
 
@@ -51,15 +57,19 @@ class Geometry(NamedTuple):
     row: int  # taps in a row of the filter
     row_blocks: int  # of taps in a row, one or three together
     chunks: int  # stages of all slots
-    shares: int
+    tiles: int
+    units: int  # stages of all tiles
+    units_multiplier: int
+    units_shift: int
+    spans: int
     stages: int
 
 
 GEOMETRY = types.NamedUniTuple(types.int32, len(Geometry._fields), Geometry)
 ARGUMENTS = types.void(types.int64, types.int64, types.int64, GEOMETRY)
 """x and dy laid out, shares, geometry."""
-REDUCE = types.void(types.int64, types.int64, types.int32, GEOMETRY)
-"""shares, dweight, which lies in one piece, filters of a block of threads, geometry."""
+REDUCE = types.void(types.int64, types.int64, GEOMETRY)
+"""shares, dweight, which lies in one piece, geometry."""
 
 
 def warpgroups_of(taps: int) -> int:
@@ -139,6 +149,20 @@ def part_of(tile, g):
     return group, filter_block, channel_block, r, row_block
 
 
+@cuda.jit(device=True)
+def span_of(block, g):
+    """A block's stages of all tiles, from the first on and before the end: as many as another's, or one more."""
+    first, _ = quotient_and_rest(types.int32(g.units * block), g.spans)
+    end, _ = quotient_and_rest(types.int32(g.units * (block + 1)), g.spans)
+    return first, end
+
+
+@cuda.jit(device=True)
+def span_with(unit, g):
+    """The block in whose span a stage lies."""
+    return divided(types.int32((unit + 1) * g.spans - 1), g.units_multiplier, g.units_shift)
+
+
 @functools.cache
 def kernel_of(precision: str, taps: int) -> Any:
     """The kernel for tiles of one tap, or of three."""
@@ -164,7 +188,7 @@ def kernel_of(precision: str, taps: int) -> Any:
         return types.int32(phase), types.int32(down // g.stride_h * g.pitch + across // g.stride_w)
 
     @cuda.jit(device=True)
-    def bring_stages(x, dy, shared, x_bytes, first, last, tile, g):
+    def bring_tile(x, dy, shared, x_bytes, stage, parity, tile, first, last, g):
         """One warp's part: each lane starts the copy of a part of a band."""
         lane = types.int32(cuda.threadIdx.x & 31)
         group, filter_block, channel_block, _, _ = part_of(tile, g)
@@ -178,7 +202,6 @@ def kernel_of(precision: str, taps: int) -> Any:
         x += ((x_line * parts + lane) * g.x_slots + (shift & -8)) * SLOT * 16
         dy += ((types.int64(group) * g.y_bands + y_band) * parts + (lane - runs)) * g.y_slots * SLOT * 16
         expected = types.int32(runs * run_bytes + y_runs * y_run_bytes)
-        stage, parity = types.int32(0), types.int32(1)
         for chunk in range(first, last):
             full, x_stage = shared + stage * 8, shared + HEADER + stage * (x_bytes + y_bytes)
             ptx.barrier_wait(full + 64, parity)
@@ -194,39 +217,56 @@ def kernel_of(precision: str, taps: int) -> Any:
             stage += types.int32(1)
             if stage == g.stages:
                 stage, parity = types.int32(0), types.int32(parity ^ 1)
+        return stage, parity
 
     @cuda.jit(device=True)
-    def multiply_stages(shares, shared, x_bytes, first, last, tile, warpgroup, g):
-        """A warpgroup's part: a stage's products, promoted; the sums go to this block's share."""
-        _, shift = place_of(tile, g)
-        its_x = types.int32((shift & 7) * SLOT + warpgroup * taps_apart * g.dilation_w)
+    def bring_stages(x, dy, shared, x_bytes, g):
+        """The copies of a span, tile by tile."""
+        unit, end = span_of(types.int32(cuda.blockIdx.x), g)
+        stage, parity = types.int32(0), types.int32(1)
+        while unit < end:
+            tile, first = quotient_and_rest(unit, g.chunks)
+            last = types.int32(min(g.chunks, first + end - unit))
+            stage, parity = bring_tile(x, dy, shared, x_bytes, stage, parity, tile, first, last, g)
+            unit += types.int32(last - first)
+
+    @cuda.jit(device=True)
+    def multiply_stages(shares, shared, x_bytes, warpgroup, g):
+        """A warpgroup's part of a span: each stage's products, promoted; a tile's sums go to this block's share."""
+        unit, end = span_of(types.int32(cuda.blockIdx.x), g)
         stage, parity = types.int32(0), types.int32(0)
         sums, part = zero(), zero()
         # In turns: while one warpgroup's products run, another promotes.
         its_turn, next_turn = types.int32(1 + warpgroup), types.int32(1 + (warpgroup + 1) % warpgroups)
-        if warpgroup == warpgroups - 1 and first < last:
+        if warpgroup == warpgroups - 1 and unit < end:
             ptx.turn_give(next_turn, TURN)
-        for chunk in range(first, last):
-            ptx.barrier_wait(shared + stage * 8, parity)
-            x_stage = shared + HEADER + stage * (x_bytes + y_bytes)
-            a, b = (
-                types.int32(((x_stage + x_bytes) >> 4) + warpgroup * filters_apart),
-                types.int32((x_stage >> 4) + its_x),
-            )
-            ptx.turn_wait(its_turn, TURN)
-            part = multiply(part, a, b, g.slots)
-            if warpgroup < warpgroups - 1 or chunk < last - 1:
-                ptx.turn_give(next_turn, TURN)
-            part = finish(part)
-            if cuda.threadIdx.x & 31 == 0:
-                ptx.barrier_arrive(shared + 64 + stage * 8)
-            sums = promote(sums, part, 0)
-            stage += types.int32(1)
-            if stage == g.stages:
-                stage, parity = types.int32(0), types.int32(parity ^ 1)
         lane, warp = cuda.threadIdx.x & 31, (cuda.threadIdx.x >> 5) & 3
-        line = (types.int64(cuda.blockIdx.x) * warpgroups + warpgroup) * FILTERS + warp * 16 + (lane >> 2)
-        store(sums, shares + (line * CHANNELS_OF_TILE + 2 * (lane & 3)) * 4)
+        while unit < end:
+            tile, first = quotient_and_rest(unit, g.chunks)
+            last = types.int32(min(g.chunks, first + end - unit))
+            _, shift = place_of(tile, g)
+            its_x = types.int32((shift & 7) * SLOT + warpgroup * taps_apart * g.dilation_w)
+            for chunk in range(first, last):
+                ptx.barrier_wait(shared + stage * 8, parity)
+                x_stage = shared + HEADER + stage * (x_bytes + y_bytes)
+                a = types.int32(((x_stage + x_bytes) >> 4) + warpgroup * filters_apart)
+                b = types.int32((x_stage >> 4) + its_x)
+                unit += types.int32(1)
+                ptx.turn_wait(its_turn, TURN)
+                part = multiply(part, a, b, g.slots)
+                if warpgroup < warpgroups - 1 or unit < end:
+                    ptx.turn_give(next_turn, TURN)
+                part = finish(part)
+                if cuda.threadIdx.x & 31 == 0:
+                    ptx.barrier_arrive(shared + 64 + stage * 8)
+                sums = promote(sums, part, 1 if chunk == first else 0)
+                stage += types.int32(1)
+                if stage == g.stages:
+                    stage, parity = types.int32(0), types.int32(parity ^ 1)
+            share = cuda.blockIdx.x - span_with(types.int32(tile * g.chunks), g)
+            line = (types.int64(share) * g.tiles + tile) * warpgroups + warpgroup
+            line = line * FILTERS + warp * 16 + (lane >> 2)
+            store(sums, shares + (line * CHANNELS_OF_TILE + 2 * (lane & 3)) * 4)
 
     def kernel(x, dy, shares, g):
         shared = ptx.dynamic_shared()
@@ -237,83 +277,85 @@ def kernel_of(precision: str, taps: int) -> Any:
                 ptx.barrier_init(shared + 64 + stage * 8, multipliers // 32)
             ptx.barrier_publish()
         cuda.syncthreads()
-        tiles = cuda.gridDim.x // g.shares
-        share, tile = cuda.blockIdx.x // tiles, cuda.blockIdx.x % tiles
-        first = types.int32(types.int64(g.chunks) * share // g.shares)
-        last = types.int32(types.int64(g.chunks) * (share + 1) // g.shares)
         warpgroup = types.int32(cuda.shfl_sync(0xFFFFFFFF, cuda.threadIdx.x >> 7, 0))
         if warpgroup == warpgroups:
             fewer()
             if cuda.threadIdx.x < multipliers + 32:
-                bring_stages(x, dy, shared, x_bytes, first, last, tile, g)
+                bring_stages(x, dy, shared, x_bytes, g)
         else:
             more()
-            multiply_stages(shares, shared, x_bytes, first, last, tile, warpgroup, g)
+            multiply_stages(shares, shared, x_bytes, warpgroup, g)
 
     return kernel
 
 
-def _add_shares(builder: Any, arguments: list[Any]) -> list[Any]:
-    total, (address, step, count) = unpacked(builder, arguments[0], 4), arguments[1:]
-    text = ["{ .reg .pred p; .reg .b64 at;"]
-    for i in range(4):
-        text.append(f"setp.gt.s32 p, $18, {i}; mad.wide.s32 at, $17, {i}, $16;")
-        text.append("".join(f"mov.b32 ${4 * i + j}, 0;" for j in range(4)))
-        text.append(f"@p ld.global.nc.v4.f32 {{${4 * i}, ${4 * i + 1}, ${4 * i + 2}, ${4 * i + 3}}}, [at];")
-    constraints = ",".join(["=&f"] * 16 + ["l", "r", "r"])
-    function = ir.FunctionType(ir.LiteralStructType([F32] * 16), [I64, I32, I32])
-    assembly = ir.InlineAsm(function, "\n".join([*text, "}"]), constraints, side_effect=True)
-    values = unpacked(builder, builder.call(assembly, [address, step, count]), 16)
-    for i, value in enumerate(values):
-        total[i % 4] = builder.fadd(total[i % 4], value)
-    return total
+def adder_of(taps: int, wide: int) -> Any:
+    """`add_shares(totals, address, step, count)`: totals, `[tap][column]`, and the entries of so many shares, in order.
 
+    A tap's entries lie a warpgroup's sums behind the one before, columns 32 entries apart, a share's `step` bytes. Some
+    shares are loaded at a time before they are added.
+    """
+    totals, together, nounroll = taps * wide, min(16, 24 // (taps * wide)), r"\22nounroll\22"
+    address, step, count = (f"${totals + i}" for i in range(3))
+    text = [
+        f"{{ .reg .pred p; .reg .b64 at, step; .reg .b32 left; .reg .f32 v<{totals * together}>;",
+        f"mov.b64 at, {address}; cvt.s64.s32 step, {step}; mov.b32 left, {count};",
+        f"next_${{:uid}}: .pragma {nounroll};",
+    ]
+    for j in range(together):
+        text.append(f"setp.gt.s32 p, left, {j};")
+        for i, (t, column) in enumerate(itertools.product(range(taps), range(wide))):
+            offset = 4 * (t * FILTERS * CHANNELS_OF_TILE + column * LANES)
+            text.append(f"mov.b32 v{j * totals + i}, 0; @p ld.global.nc.f32 v{j * totals + i}, [at+{offset}];")
+        text.append("add.s64 at, at, step;")
+    text += [f"add.rn.f32 ${i % totals}, ${i % totals}, v{i};" for i in range(totals * together)]
+    text.append(f"sub.s32 left, left, {together}; setp.gt.s32 p, left, 0; @p bra next_${{:uid}}; }}")
 
-FOUR = types.UniTuple(types.float32, 4)
-add_shares = device_function(FOUR(FOUR, types.int64, types.int32, types.int32), _add_shares)
-"""`add_shares(total, address, step, count)`: total and four entries side by side of up to four shares, one by one."""
-none = device_function(FOUR(), lambda builder, _: [ir.Constant(F32, 0.0)] * 4)
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        sums = unpacked(builder, arguments[0], totals)
+        return emit(builder, "\n".join(text), "f" * totals, "lrr", arguments[1:], sums)
+
+    kind = tuple_of(totals)
+    return device_function(kind(kind, types.int64, types.int32, types.int32), generate)
 
 
 @functools.cache
-def reduce_of(taps: int) -> Any:
-    """Adds the shares of each weight in rising order, four on their way at a time.
+def reduce_of(taps: int, wide: int, warps: int) -> Any:
+    """Adds the shares of each weight in rising order.
 
-    A block of threads adds those of 128 channels and all taps of `together` filters: a warp reads the channels of a
-    tap side by side. By way of shared memory they are written as dweight lies, taps innermost.
+    A block of so many warps adds those of a filter, the grid's second axis, and of `wide` times 32 channels; a warp
+    those of a tile's taps. By way of shared memory they are written as dweight lies, taps innermost.
     """
-    warpgroups, filters = warpgroups_of(taps), filters_of(taps)
+    warpgroups, filters, channels = warpgroups_of(taps), filters_of(taps), LANES * wide
+    none, add_shares = zeros_of(taps * wide), adder_of(taps, wide)
 
-    def kernel(shares, dweight, together, g):
+    def kernel(shares, dweight, g):
         shared, thread = ptx.dynamic_shared(), types.int32(cuda.threadIdx.x)
-        lane, warp, of_filter = thread % 32, thread // 32, types.int32(g.rows * g.row)
-        first_k, channel_block = quotient_and_rest(types.int32(cuda.blockIdx.x), g.channel_blocks)
-        first_k, first_c = types.int32(first_k * together), types.int32(channel_block * CHANNELS_OF_TILE)
-        tiles = g.groups * g.filter_blocks * g.channel_blocks * g.rows * g.row_blocks
-        step = types.int32(tiles * warpgroups * (FILTERS * CHANNELS_OF_TILE * 4))
-        together = types.int32(min(together, g.groups * g.filters - first_k))
-        for i in range(warp, together * of_filter, REDUCERS // 32):
-            k, tap = quotient_and_rest(types.int32(i), of_filter)
-            r, s = quotient_and_rest(tap, g.row)
-            group, filter_ = quotient_and_rest(types.int32(first_k + k), g.filters)
-            row_block, warpgroup = (s // 3, s % 3) if taps == 3 else (s, filter_ % filters // FILTERS)
-            tile = (group * g.filter_blocks + filter_ // filters) * g.channel_blocks + channel_block
-            entry = ((tile * g.rows + r) * g.row_blocks + row_block) * warpgroups + warpgroup
-            entry = types.int64(entry * FILTERS + filter_ % FILTERS)
-            at, total = shares + (entry * CHANNELS_OF_TILE + lane * 4) * 4, none()
-            for left in range(g.shares, 0, -4):
-                total = add_shares(total, at, step, types.int32(left))
-                at += types.int64(step) * 4
-            at = shared + ((k * CHANNELS_OF_TILE + lane * 4) * of_filter + tap) * 4
-            ptx.store_shared(types.int32(at), total[0])
-            ptx.store_shared(types.int32(at + of_filter * 4), total[1])
-            ptx.store_shared(types.int32(at + of_filter * 8), total[2])
-            ptx.store_shared(types.int32(at + of_filter * 12), total[3])
+        lane, warp, of_filter = thread % LANES, thread // LANES, types.int32(g.rows * g.row)
+        k, c = types.int32(cuda.blockIdx.y), types.int32(cuda.blockIdx.x * channels)
+        group, filter_ = quotient_and_rest(k, g.filters)
+        tiles = (group * g.filter_blocks + filter_ // filters) * g.channel_blocks + c // CHANNELS_OF_TILE
+        warpgroup = types.int32(0) if taps == 3 else filter_ % filters // FILTERS
+        step = types.int32(g.tiles * warpgroups * (FILTERS * CHANNELS_OF_TILE * 4))
+        for row in range(warp, g.rows * g.row_blocks, warps):
+            tile = types.int32(tiles * g.rows * g.row_blocks + row)
+            line = types.int64(tile * warpgroups + warpgroup) * FILTERS + filter_ % FILTERS
+            at = shares + (line * CHANNELS_OF_TILE + c % CHANNELS_OF_TILE + lane) * 4
+            first, last = (
+                span_with(types.int32(tile * g.chunks), g),
+                span_with(types.int32((tile + 1) * g.chunks - 1), g),
+            )
+            totals = add_shares(none(), at, step, types.int32(last - first + 1))
+            r, row_block = quotient_and_rest(types.int32(row), g.row_blocks)
+            for t in range(taps):
+                s = types.int32(row_block * taps + t)
+                at_tap = shared + (lane * of_filter + r * g.row + s) * 4
+                for column in range(wide if s < g.row else 0):
+                    ptx.store_shared(types.int32(at_tap), totals[t * wide + column])
+                    at_tap += LANES * of_filter * 4
         cuda.syncthreads()
-        size, row = types.int32(min(CHANNELS_OF_TILE, g.channels - first_c) * of_filter), CHANNELS_OF_TILE * of_filter
-        for k in range(together):
-            at = dweight + (types.int64(first_k + k) * g.channels + first_c) * of_filter * 4
-            for i in range(thread, size, REDUCERS):
-                ptx.store_global(at + i * 4, ptx.load_shared(types.int32(shared + (k * row + i) * 4)))
+        at = dweight + (types.int64(k) * g.channels + c) * of_filter * 4
+        for i in range(thread, min(channels, g.channels - c) * of_filter, LANES * warps):
+            ptx.store_global(at + i * 4, ptx.load_shared(types.int32(shared + i * 4)))
 
     return kernel
