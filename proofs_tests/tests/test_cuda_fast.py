@@ -4,6 +4,7 @@ What the kernels do with a plan is done here in numpy, on whole numbers, and mus
 """
 
 import importlib
+import itertools
 import math
 import re
 import shutil
@@ -28,7 +29,8 @@ pytestmark = [
 
 
 NAMES = (
-    "cuda_cores.elementwise", "cuda_cores.few_outputs", "cuda_cores.first_block", "cuda_cores.launch_direct",
+    "cuda_cores.elementwise", "cuda_cores.few_outputs", "cuda_cores.first_block", "cuda_cores.input_gradient",
+    "cuda_cores.launch_direct",
     "cuda_cores.pool_by_twos", "cuda_cores.update", "host.driver", "host.dry", "tensor_cores.again",
     "tensor_cores.launch_conv", "tensor_cores.launch_dweight", "tensor_cores.loaders", "tensor_cores.plan",
     "tensor_cores.rungs", "tensor_cores.slots", "tensor_cores.warp_gradient", "tensor_cores.weight_gradient",
@@ -69,8 +71,14 @@ def fast_kernels() -> Iterator[Any]:
     for key in (("strict", 3, True), ("strict", 1, False), ("bf16x4", 2, False), ("bf16", 3, False)):
         for kernel in m.launch_dweight._kernels(*key):
             yield pytest.param(kernel, 0, id=kernel.name)
+    for arithmetic in ("strict", "bf16"):
+        kernel, _ = m.launch_dweight._kernels(arithmetic, 1, False, gathered=True)
+        yield pytest.param(kernel, 16, id=kernel.name)  # 896 threads have 72 registers each.
+    for key in ((3, 7, 7, 2, 2, 4), (1, 3, 3, 1, 1, 4), (4, 5, 5, 1, 1, 4), (1, 1, 1, 3, 3, 4), (3, 7, 7, 1, 2, 2)):
+        kernel = m.input_gradient.kernel(m.input_gradient.Shape(*key))
+        yield pytest.param(kernel, 0, id=kernel.name)
     for key in (("strict", 3), ("strict", 1), ("bf16x4", 3), ("bf16", 1)):
-        for kernel in m.wide_dweight._kernels(*key):
+        for kernel in m.wide_dweight._kernels(*key, 4, 3):
             yield pytest.param(kernel, 0, id=f"{kernel.name} of {key}")
     others = [
         m.launch_conv._greatest, m.again.output_again, m.again.input_gradient_again, m.launch_dweight.again,
@@ -78,7 +86,8 @@ def fast_kernels() -> Iterator[Any]:
         m.launch_direct._kernel("channels", 3, 3, 3, 1, 1), m.launch_direct._kernel("filters", 1, 3, 3),
         m.launch_direct._kernel("filters", 3, 4, 4), m.launch_direct._gradient_kernel(3, 3, 8, 3),
         m.launch_direct._gradient_kernel(1, 7, 8, 7), m.launch_direct._gradient_kernel(1, 1, 1, 1),
-        m.launch_direct.add_shares, *m.elementwise.KERNELS.values(), m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL,
+        m.launch_direct.add_shares(4), m.launch_direct.add_shares(32), *m.elementwise.KERNELS.values(),
+        m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL,
         m.pool_by_twos._UNPOOL, m.few_outputs._forward(10, 4), m.few_outputs._forward(1, 2), m.few_outputs._dx(10),
         m.few_outputs._dweight(16), *m.first_block._kernels(1, 3, 3, 8), *m.first_block._kernels(3, 3, 3, 3),
         m.update._UPDATE,
@@ -326,6 +335,34 @@ def test_tiles_of_a_weight_gradient_are_all_of_it_once(
     np.testing.assert_array_equal(came, right)
 
 
+@pytest.mark.parametrize(
+    ("tiles", "chunks", "blocks"), [(1, 1, 132), (96, 43, 132), (5, 7, 4), (3, 200, 132), (300, 9, 132)]
+)
+def test_every_stage_of_a_wide_weight_gradient_is_in_one_span(
+    tiles: int, chunks: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m = modules()
+    monkeypatch.setattr(m.wide_gradient, "quotient_and_rest", lambda number, divisor: divmod(int(number), int(divisor)))
+    monkeypatch.setattr(m.wide_gradient, "divided", lambda number, multiplier, shift: int(number) * multiplier >> shift)
+    units = tiles * chunks
+    multiplier, shift = m.plan.division(units)
+    g = SimpleNamespace(
+        tiles=tiles, chunks=chunks, units=units, units_multiplier=multiplier % 2**32, units_shift=shift,
+        spans=min(blocks, units),
+    )  # fmt: skip
+    it = m.wide_dweight.Plan("strict", 1, g, None, None, 0)
+    spans = [m.wide_gradient.span_of.py_func(block, g) for block in range(g.spans)]
+    assert spans[0][0] == 0
+    assert spans[-1][1] == tiles * chunks
+    assert all(end == first for (_, end), (first, _) in itertools.pairwise(spans))
+    assert {end - first for first, end in spans} <= {tiles * chunks // g.spans, -(-tiles * chunks // g.spans)}
+    for block, (first, end) in enumerate(spans):
+        assert {m.wide_gradient.span_with.py_func(unit, g) for unit in range(first, end)} == {block}
+    for tile in range(tiles):  # Its shares are there to be added, whatever its spans.
+        first, last = (m.wide_gradient.span_with.py_func(unit, g) for unit in (tile * chunks, (tile + 1) * chunks - 1))
+        assert 1 <= last - first + 1 <= it.shares
+
+
 WIDE = [
     *GEOMETRIES,
     ((2, 3, 9, 11), (4, 3, 5, 5), (1, 1), ((2, 2), (1, 3)), (1, 2), 1),
@@ -351,7 +388,7 @@ def test_laid_out_operands_meet_in_a_wide_weight_gradient(geometry: Any, monkeyp
     assert slots % 16 == g.slots % 8 == 0
     assert g.chunks * slots == g.y_slots
     laid_x, laid_dy = laid_out(x, it.x), laid_out(dy, it.dy)
-    for tile, warpgroup in np.ndindex(it.tiles, warpgroups):
+    for tile, warpgroup in np.ndindex(g.tiles, warpgroups):
         rest, row_block = divmod(tile, g.row_blocks)
         rest, r = divmod(rest, g.rows)
         rest, channel_block = divmod(rest, g.channel_blocks)
@@ -388,6 +425,54 @@ def laid_out(x: np.ndarray, g: Any) -> np.ndarray:
         if n < g.images and 0 <= h < g.height and 0 <= w < g.width:
             laid[phase, group, slot] = x[n, group * g.channels : (group + 1) * g.channels, h, w]
     return laid
+
+
+FEW_CHANNELS = [
+    *(each for each in GEOMETRIES if each[1][1] <= 4 and each[4] == (1, 1)),
+    ((2, 3, 9, 8), (8, 3, 7, 7), (2, 2), ((3, 3), (3, 3)), (1, 1), 1),
+    ((1, 1, 5, 6), (8, 1, 3, 3), (2, 3), ((1, 0), (2, 1)), (1, 1), 1),
+    ((2, 2, 7, 7), (8, 2, 2, 5), (3, 1), ((0, 2), (4, 1)), (1, 1), 1),
+    ((1, 4, 8, 8), (8, 2, 1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1), 2),
+    ((1, 2, 8, 9), (8, 1, 3, 3), (2, 2), ((5, 4), (3, 3)), (1, 1), 2),
+    ((1, 3, 6, 6), (8, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+]
+
+
+@pytest.mark.parametrize("geometry", FEW_CHANNELS, ids=str)
+def test_windows_of_an_input_gradient_are_all_of_it_once(geometry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    m, launched = modules(), []
+    monkeypatch.setattr(m.input_gradient, "LEAST_FILTERS", 1)
+    monkeypatch.setattr(m.input_gradient, "multiprocessors", lambda device: 132)
+    x, weight, window, groups = drawn(geometry)
+    options = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": groups}
+    dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
+    right = spec.conv2d_dx(dy, weight, x.shape, **options)
+    problem = m.launch_conv.forward(*map(Strided, (x, weight, dy)), window, groups)
+    shape = m.input_gradient.shape_of(problem)
+    monkeypatch.setattr(m.input_gradient, "kernel", lambda shape: lambda *a, **k: launched.append(a[-1]))
+    place = SimpleNamespace(device=0, stream=0)
+    arrays = (SimpleNamespace(place=place, address=0) for _ in range(3))
+    m.input_gradient.launch(*arrays, problem, shape)
+    (g,), came, (down, across) = launched, np.full(right.shape, -(10**6)), shape.reach
+    channels, per_group = weight.shape[1], weight.shape[0] // groups
+    for n, group, line, column in np.ndindex(len(x), groups, g.windows // g.columns, g.columns):
+        first = line * shape.tall
+        sums = np.zeros((channels, shape.stride_h, shape.stride_w, shape.tall), np.int64)
+        for k in range(group * per_group, (group + 1) * per_group):
+            rows, columns = first - g.above + np.arange(down + shape.tall - 1), column - g.before + np.arange(across)
+            inside = ((rows >= 0) & (rows < g.p))[:, None] & ((columns >= 0) & (columns < g.q))
+            inputs = np.where(inside, dy[n, k][np.ix_(rows.clip(0, g.p - 1), columns.clip(0, g.q - 1))], 0)
+            for c, r, s in np.ndindex(channels, shape.rows, shape.row):
+                (j, a), (i, b) = divmod(r, shape.stride_h), divmod(s, shape.stride_w)
+                read = inputs[down - 1 - j : down - 1 - j + shape.tall, across - 1 - i]
+                sums[c, a, b] += read * weight[k, c, r, s]
+        for c, a, b, t in np.ndindex(sums.shape):
+            h, w = (first + t) * shape.stride_h + a - g.skipped_h, column * shape.stride_w + b - g.skipped_w
+            if 0 <= h < x.shape[2] and 0 <= w < x.shape[3]:
+                at = n, group * channels + c, h, w
+                assert came[at] == -(10**6)
+                came[at] = sums[c, a, b, t]
+    np.testing.assert_array_equal(came, right)
 
 
 def test_division_is_exact_below_two_to_the_31() -> None:

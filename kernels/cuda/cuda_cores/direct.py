@@ -17,7 +17,7 @@ from ..tensor_cores.arithmetic import CHANNELS, gather, gatherer
 from ..tensor_cores.slots import divided
 from .windows import add_on, dots_for, dots_of, finished_of, outer_add_of, stored_of, warp_sums_of, window_of, zeros_of
 
-THREADS, SUMMERS = 128, 1024
+THREADS = 128
 MOST_TAPS = 64
 """Inputs of a pixel that fit a thread's registers."""
 
@@ -212,28 +212,34 @@ def few_channels_gradient(rows: int, row: int, filters: int, height: int) -> Any
     return kernel
 
 
-def sum_of_shares(shares, result, behind, of_result, lines, size):
+@functools.cache
+def sum_of_shares(warps: int) -> Any:
     """`result[i] = sum_j shares[j][i]`, from entry `of_result` on in `behind`.
 
-    A warp adds every 32nd share of 32 entries in rising order, sixteen on their way at a time, and what the warps have
-    is added in rising order too.
+    Of so many warps each adds every `warps`-th share of 32 entries in rising order, sixteen on their way at a time, and
+    what the warps have is added in rising order too.
     """
-    partial = cuda.shared.array(SUMMERS, types.float32)
-    thread = types.int32(cuda.threadIdx.x)
-    warp, entry, warps = thread >> 5, cuda.blockIdx.x * 32 + (thread & 31), SUMMERS // 32
-    total, at, step = types.float32(0), shares + (warp * size + entry) * 4, warps * size * 4
-    for left in range((lines - warp + warps - 1) // warps if entry < size else 0, 0, -CHANNELS):
-        total = add_on(total, gather(at, types.int32(step), types.int32(left)))
-        at += step * CHANNELS
-    partial[thread] = total
-    cuda.syncthreads()
-    if warp == 0 and entry < size:
-        for i in range(1, warps):
-            total += partial[thread + i * 32]
-        if entry < of_result:
-            ptx.store_global(result + entry * 4, total)
-        else:
-            ptx.store_global(behind + (entry - of_result) * 4, total)
+    threads = 32 * warps
+
+    def kernel(shares, result, behind, of_result, lines, size):
+        partial = cuda.shared.array(threads, types.float32)
+        thread = types.int32(cuda.threadIdx.x)
+        warp, entry = thread >> 5, cuda.blockIdx.x * 32 + (thread & 31)
+        total, at, step = types.float32(0), shares + (warp * size + entry) * 4, warps * size * 4
+        for left in range((lines - warp + warps - 1) // warps if entry < size else 0, 0, -CHANNELS):
+            total = add_on(total, gather(at, types.int32(step), types.int32(left)))
+            at += step * CHANNELS
+        partial[thread] = total
+        cuda.syncthreads()
+        if warp == 0 and entry < size:
+            for i in range(1, warps):
+                total += partial[thread + i * 32]
+            if entry < of_result:
+                ptx.store_global(result + entry * 4, total)
+            else:
+                ptx.store_global(behind + (entry - of_result) * 4, total)
+
+    return kernel
 
 
 SUM = types.void(*[types.int64] * 6)

@@ -18,6 +18,8 @@ threads add up more pixels before warps add theirs; sums that fit registers."""
 MOST_SUMS, MOST_TOGETHER, MANY_TAPS = 98, 8, 32
 """Sums that fit a thread's registers beside the inputs; filters that a thread takes together; from so many taps on it
 takes one row of them, and with it more filters: fewer loads for as many products."""
+FEW_LINES = 128
+"""Shares that four warps add as fast as more do, and more blocks of them at a time."""
 TALL = 4
 """Pixels below each other of which a thread holds the inputs: rows of inputs are read once for several windows."""
 _MOST_LINES = 2**16 - 1  # of a grid's second axis
@@ -85,7 +87,10 @@ def _gradient_kernel(rows: int, row: int, filters: int, height: int) -> Kernel:
     return Kernel(f"direct gradient {rows, row, filters, height}", function, direct.GRADIENT, THREADS)
 
 
-add_shares = Kernel("sum_of_shares", direct.sum_of_shares, direct.SUM, direct.SUMMERS)
+@functools.cache
+def add_shares(warps: int) -> Kernel:
+    """Compiled when first launched."""
+    return Kernel(f"sum_of_shares {warps}", direct.sum_of_shares(warps), direct.SUM, 32 * warps)
 
 
 def sum_up(
@@ -94,7 +99,9 @@ def sum_up(
     """Add so many shares of the result, and of what lies behind it in each."""
     size = result.size + (0 if behind is None else behind.size)
     following = 0 if behind is None else behind.address
-    add_shares(-(-size // 32), stream, shares.address, result.address, following, result.size, lines, size)
+    add_shares(4 if lines <= FEW_LINES else 32)(
+        -(-size // 32), stream, shares.address, result.address, following, result.size, lines, size
+    )
 
 
 def _geometry(problem: Problem, rectify: bool = False, tall: int = 1) -> Geometry:
