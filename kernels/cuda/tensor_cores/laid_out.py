@@ -72,11 +72,13 @@ class Layout(NamedTuple):
 LAYOUT = types.NamedUniTuple(types.int32, len(Layout._fields), Layout)
 ARGUMENTS = types.void(types.int64, types.int64, types.int64, types.int64, LAYOUT)
 """x, where to lay it out, flags, scales or 0, layout."""
+TWO = types.void(*[types.int64] * 6, types.int32, LAYOUT, LAYOUT)
+"""x, where to lay it out, its flags, the same of another array, lines of the first, layouts."""
 
 
-@functools.cache
-def kernel_of(precision: str, lowest: float) -> Any:
-    """Lays out a unit of a slot in each thread, a band in eight, so that lines of memory are written whole.
+def layer(precision: str, lowest: float) -> Any:
+    """`lay(x, laid, flags, scales, line, g)`: a unit of a slot in each thread, a band in eight, so that lines of memory
+    are written whole; `line` is a band of a group in a phase.
 
     Flags where a value is not ordinary, `lowest` being the least that is; values are scaled by their image's greatest.
     """
@@ -84,8 +86,9 @@ def kernel_of(precision: str, lowest: float) -> Any:
     parts, is_scaled = arithmetic.parts, arithmetic.scaled
     split, scale = splitter(arithmetic, lowest, ptx.GLOBAL, UNIT), scaler(UNIT)
 
-    def kernel(x, laid, flags, scales, g):
-        item, line = types.int32(cuda.grid(1)), types.uint32(cuda.blockIdx.y)
+    @cuda.jit(device=True)
+    def lay(x, laid, flags, scales, line, g):
+        item = types.int32(cuda.grid(1))
         slot, unit = item // units, item % units
         if slot >= g.slots:
             return
@@ -115,10 +118,30 @@ def kernel_of(precision: str, lowest: float) -> Any:
                 for tile in range(max(0, slot - g.reach) // g.tile, last + 1):
                     ptx.store_global_word(flags + types.int64(tile) * 4, 1)
 
-    return kernel
+    return lay
 
 
 @functools.cache
 def kernel(precision: str, lowest: float) -> Kernel:
-    """The same, compiled when first launched."""
-    return Kernel(f"lay out {precision} {lowest}", kernel_of(precision, lowest), ARGUMENTS, THREADS, "a")
+    """Lays out one array, the grid's second axis being its lines; compiled when first launched."""
+    lay = layer(precision, lowest)
+
+    def function(x, laid, flags, scales, g):
+        lay(x, laid, flags, scales, types.uint32(cuda.blockIdx.y), g)
+
+    return Kernel(f"lay out {precision} {lowest}", function, ARGUMENTS, THREADS, "a")
+
+
+@functools.cache
+def kernel_of_two(precision: str, lowest: float) -> Kernel:
+    """Lays out two arrays: the grid's second axis is the lines of one and then those of the other."""
+    lay = layer(precision, lowest)
+
+    def function(x, laid_x, flags_x, y, laid_y, flags_y, lines, g, h):
+        line = types.uint32(cuda.blockIdx.y)
+        if line < lines:
+            lay(x, laid_x, flags_x, types.int64(0), line, g)
+        else:
+            lay(y, laid_y, flags_y, types.int64(0), types.uint32(line - lines), h)
+
+    return Kernel(f"lay out two {precision} {lowest}", function, TWO, THREADS, "a")

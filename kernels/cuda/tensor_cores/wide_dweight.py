@@ -146,7 +146,7 @@ def plan(
         it
         if units < 2**30
         and it.entries < 2**29
-        and max(x_layout.blocks[1], y_layout.blocks[1], dweight.shape[0]) < 2**16
+        and max(x_layout.blocks[1] + y_layout.blocks[1], dweight.shape[0]) < 2**16
         else None
     )
 
@@ -155,7 +155,7 @@ def plan(
 def _kernels(arithmetic: str, taps: int, wide: int, warps: int) -> tuple[Kernel, Kernel, Kernel]:
     reducing, threads = (taps, wide, warps), 128 * (wide_gradient.warpgroups_of(taps) + 1)
     return (
-        laid_out.kernel(arithmetic, LOWEST_FACTOR if ARITHMETIC[arithmetic].lowest else 0.0),
+        laid_out.kernel_of_two(arithmetic, LOWEST_FACTOR if ARITHMETIC[arithmetic].lowest else 0.0),
         Kernel(
             f"wide_gradient {arithmetic, taps}", wide_gradient.kernel_of(arithmetic, taps), wide_gradient.ARGUMENTS,
             threads, "a", HOPPER.shared_memory,
@@ -202,9 +202,11 @@ def launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, g
     workspace = x.place.empty((-(-end // 4),), "int32")
     flags, first = DeviceArray(workspace.owner[: it.flags], workspace.dtype, workspace.place), workspace.address
     fill_with_zeros(flags)
-    x_flags = 4 * it.x.flags
-    for array, at, flag, layout in ((x, x_at, 0, it.x), (dy, dy_at, x_flags, it.dy)):
-        laying(layout.blocks, stream, array.address, first + at, first + flag, 0, layout)
+    (across, lines), (across_dy, lines_dy) = it.x.blocks, it.dy.blocks
+    laying(
+        (max(across, across_dy), lines + lines_dy), stream, x.address, first + x_at, first, dy.address, first + dy_at,
+        first + 4 * it.x.flags, lines, it.x, it.dy,
+    )  # fmt: skip
     multiplying(
         it.geometry.spans, stream, first + x_at, first + dy_at, first + shares_at, it.geometry,
         shared=it.shared,
