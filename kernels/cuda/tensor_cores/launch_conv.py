@@ -129,7 +129,7 @@ def launch(
     flags = DeviceArray(workspace.owner[1 : 1 + it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
     scales, packed, laid, _ = (workspace.address + offset for offset in it.offsets)
     scales = scales if it.block.arithmetic.scaled else 0
-    size, blocks = x.size // x.shape[0] if scales else 0, it.lines
+    size, blocks = x.size // x.shape[0] if scales else 0, it.lines // pack.TOGETHER
     are_many = size > 0 and LEAST_BLOCKS <= problem.images * SHARES <= MOST_BLOCKS
     if are_many:
         blocks += problem.images * SHARES

@@ -23,8 +23,10 @@ from .arithmetic import (
 )
 from .slots import SHARES, Block, quotient_and_rest
 
-THREADS = 256
+THREADS, TOGETHER = 512, 4
+"""Of a block, which packs so many filters: of a unit, what is written for them lies side by side."""
 WARPS = THREADS // 32
+ENTRIES = WARPS * TOGETHER
 
 
 class Filters(NamedTuple):
@@ -85,7 +87,8 @@ def greatest_of_block(word, shared):
 
 @functools.cache
 def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) -> Any:
-    """The packing for all blocks of this shape: one block of threads a filter, which also clears the flags of pixels.
+    """The packing for all blocks of this shape: one block of threads for TOGETHER filters, every TOGETHER-th thread for
+    one of them; they also clear the flags of pixels.
 
     Where operands are scaled, the filter's greatest magnitude goes to `scales`, behind the images'. Theirs are found
     here too, by SHARES blocks for each image, if x's size is given; else they are cleared.
@@ -99,23 +102,28 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
 
     @cuda.jit(device=True)
     def greatest_of(weight, count, shared, g):
-        """The greatest finite magnitude of `count` channels of a filter, as a word, told to all threads."""
-        taps_of_all = g.phase_rows * rows * g.row
+        """The greatest finite magnitude of `count` channels of a filter, as a word, told to all its threads."""
+        taps_of_all, thread = g.phase_rows * rows * g.row, cuda.threadIdx.x
         greatest = types.int32(0)
-        for i in range(cuda.threadIdx.x, count * taps_of_all, THREADS):
+        for i in range(thread // TOGETHER, count * taps_of_all, THREADS // TOGETHER):
             c, tap = quotient_and_rest(i, taps_of_all)
             r, s = quotient_and_rest(tap, g.row)
             at = types.int64(c) * g.w_channel + types.int64(r) * g.w_r + types.int64(s) * g.w_s
             magnitude = ptx.load_global_word(weight + at * 4) & 0x7FFFFFFF
             if magnitude < 0x7F800000:
                 greatest = max(greatest, types.int32(magnitude))
-        for offset in (16, 8, 4, 2, 1):
+        for offset in (16, 8, 4):
             greatest = max(greatest, cuda.shfl_xor_sync(0xFFFFFFFF, greatest, offset))
-        return greatest_of_block(greatest, shared)
+        if thread & 31 < TOGETHER:
+            shared[(thread >> 5) * TOGETHER + thread % TOGETHER] = greatest
+        cuda.syncthreads()
+        for i in range(WARPS):
+            greatest = max(greatest, shared[i * TOGETHER + thread % TOGETHER])
+        return types.int32(greatest)
 
     def kernel(weight, packed, scales, flags, x, image_step, size, g):
         thread, line = types.int32(cuda.threadIdx.x), types.int32(cuda.blockIdx.x)
-        shared = cuda.shared.array(WARPS, types.int32)
+        shared, are_strange = cuda.shared.array(ENTRIES, types.int32), cuda.shared.array(TOGETHER, types.int32)
         apart = types.int32(cuda.gridDim.x * THREADS)
         if is_scaled and size > 0:
             if line < g.images * SHARES:
@@ -131,6 +139,12 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
         # The flags of pixels, and before them a zero that loaders.py reads where x has nothing.
         for i in range(line * THREADS + thread, g.flags + 1, apart):
             ptx.store_global_word(flags + types.int64(i - 1) * 4, 0)
+        if is_scaled and size == 0:
+            for i in range(line * THREADS + thread, g.images * SHARES, apart):
+                ptx.store_global_word(scales + types.int64(i) * 4, 0)
+        if thread < TOGETHER:
+            are_strange[thread] = 0
+        line = types.int32(line * TOGETHER + thread % TOGETHER)
         block, m = divmod(line, filters)
         group, filter_block = divmod(block, g.filter_blocks)
         filter_ = filter_block * filters + m
@@ -138,17 +152,14 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
         count = types.int32(g.channels if filter_ < g.filters else 0)
         factor = types.float32(1)
         if is_scaled:
-            if size == 0:
-                for i in range(line * THREADS + thread, g.images * SHARES, apart):
-                    ptx.store_global_word(scales + types.int64(i) * 4, 0)
             greatest = greatest_of(weight, count, shared, g)
             factor = power_of_two(scale_exponent(greatest))
-            if thread == 0:
+            if thread < TOGETHER:
                 ptx.store_global_word(scales + types.int64(g.images * SHARES + line) * 4, greatest)
         steps = g.chunks * g.phase_rows * g.phase_columns
         packed += types.int64(block) * steps * taps * parts * units * unit_bytes + types.int64(m) * 16
         flag = types.int32(0)
-        for i in range(thread, steps * taps * halves, THREADS):
+        for i in range(thread // TOGETHER, steps * taps * halves, THREADS // TOGETHER):
             rest, half = quotient_and_rest(i, halves)
             step, tap = quotient_and_rest(rest, taps)
             rest, b = quotient_and_rest(step, g.phase_columns)
@@ -161,9 +172,12 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
                 values = scale(values, factor)
             at = types.int64(step * taps + tap) * parts * units + half * subunits
             flag |= split(values, packed + at * unit_bytes, units * unit_bytes, unit_bytes)
-        any_flag = cuda.syncthreads_or(flag)
-        if thread == 0:
-            ptx.store_global_word(flags + types.int64(g.flags + line) * 4, 1 if any_flag != 0 else 0)
+        cuda.syncthreads()
+        if flag != 0:
+            are_strange[thread % TOGETHER] = 1
+        cuda.syncthreads()
+        if thread < TOGETHER:
+            ptx.store_global_word(flags + types.int64(g.flags + line) * 4, are_strange[thread])
 
     return kernel
 
