@@ -30,7 +30,7 @@ def _kernels(block: Block) -> tuple[Kernel, Kernel]:
     stage, rung = (block.precision, block.rows, block.row, block.channels, block.filters), block.rung
     module, features = (warp_gemm, "") if rung.by_warps else (implicit_gemm, "a")
     return (
-        Kernel(f"pack {stage}", pack.kernel_of(*stage), pack.ARGUMENTS, pack.THREADS),
+        Kernel(f"pack {stage}", pack.kernel_of(*stage), pack.ARGUMENTS, pack.threads_of(block.arithmetic)),
         Kernel(
             f"{module.__name__.rpartition('.')[2]} {block}", module.kernel_of(block), implicit_gemm.ARGUMENTS,
             block.threads, features, rung.shared_memory,
@@ -129,7 +129,7 @@ def launch(
     flags = DeviceArray(workspace.owner[1 : 1 + it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
     scales, packed, laid, _ = (workspace.address + offset for offset in it.offsets)
     scales = scales if it.block.arithmetic.scaled else 0
-    size, blocks = x.size // x.shape[0] if scales else 0, it.lines // pack.TOGETHER
+    size, blocks = x.size // x.shape[0] if scales else 0, it.lines // pack.together_of(it.block.arithmetic)
     are_many = size > 0 and LEAST_BLOCKS <= problem.images * SHARES <= MOST_BLOCKS
     if are_many:
         blocks += problem.images * SHARES

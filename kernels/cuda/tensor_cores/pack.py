@@ -13,6 +13,7 @@ from .. import ptx
 from .arithmetic import (
     CHANNELS,
     LOWEST_WEIGHT,
+    Arithmetic,
     gather,
     gather_whole,
     greatest_of_sixteen,
@@ -23,10 +24,19 @@ from .arithmetic import (
 )
 from .slots import SHARES, Block, quotient_and_rest
 
-THREADS, TOGETHER = 512, 4
-"""Of a block, which packs so many filters: of a unit, what is written for them lies side by side."""
+THREADS = 256
 WARPS = THREADS // 32
-ENTRIES = WARPS * TOGETHER
+
+
+def together_of(arithmetic: Arithmetic) -> int:
+    """Filters of a block of threads. Of several, what is written lies side by side; but the greatest magnitude of a
+    scaled one is soonest found by a whole block."""
+    return 1 if arithmetic.scaled else 4
+
+
+def threads_of(arithmetic: Arithmetic) -> int:
+    """Of a block that packs."""
+    return THREADS if arithmetic.scaled else 2 * THREADS
 
 
 class Filters(NamedTuple):
@@ -87,8 +97,8 @@ def greatest_of_block(word, shared):
 
 @functools.cache
 def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) -> Any:
-    """The packing for all blocks of this shape: one block of threads for TOGETHER filters, every TOGETHER-th thread for
-    one of them; they also clear the flags of pixels.
+    """The packing for all blocks of this shape: one block of threads for some filters, which its threads take in turn;
+    they also clear the flags of pixels.
 
     Where operands are scaled, the filter's greatest magnitude goes to `scales`, behind the images'. Theirs are found
     here too, by SHARES blocks for each image, if x's size is given; else they are cleared.
@@ -98,33 +108,28 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
     lowest = LOWEST_WEIGHT if arithmetic.lowest else 0.0
     split = splitter(arithmetic, lowest, ptx.GLOBAL)
     parts, is_scaled, halves = arithmetic.parts, arithmetic.scaled, channels // CHANNELS
-    subunits = units // halves
+    subunits, together, threads = units // halves, together_of(arithmetic), threads_of(arithmetic)
 
     @cuda.jit(device=True)
     def greatest_of(weight, count, shared, g):
-        """The greatest finite magnitude of `count` channels of a filter, as a word, told to all its threads."""
-        taps_of_all, thread = g.phase_rows * rows * g.row, cuda.threadIdx.x
+        """The greatest finite magnitude of `count` channels of a filter, as a word, told to all threads."""
+        taps_of_all = g.phase_rows * rows * g.row
         greatest = types.int32(0)
-        for i in range(thread // TOGETHER, count * taps_of_all, THREADS // TOGETHER):
+        for i in range(cuda.threadIdx.x, count * taps_of_all, THREADS):
             c, tap = quotient_and_rest(i, taps_of_all)
             r, s = quotient_and_rest(tap, g.row)
             at = types.int64(c) * g.w_channel + types.int64(r) * g.w_r + types.int64(s) * g.w_s
             magnitude = ptx.load_global_word(weight + at * 4) & 0x7FFFFFFF
             if magnitude < 0x7F800000:
                 greatest = max(greatest, types.int32(magnitude))
-        for offset in (16, 8, 4):
+        for offset in (16, 8, 4, 2, 1):
             greatest = max(greatest, cuda.shfl_xor_sync(0xFFFFFFFF, greatest, offset))
-        if thread & 31 < TOGETHER:
-            shared[(thread >> 5) * TOGETHER + thread % TOGETHER] = greatest
-        cuda.syncthreads()
-        for i in range(WARPS):
-            greatest = max(greatest, shared[i * TOGETHER + thread % TOGETHER])
-        return types.int32(greatest)
+        return greatest_of_block(greatest, shared)
 
     def kernel(weight, packed, scales, flags, x, image_step, size, g):
         thread, line = types.int32(cuda.threadIdx.x), types.int32(cuda.blockIdx.x)
-        shared, are_strange = cuda.shared.array(ENTRIES, types.int32), cuda.shared.array(TOGETHER, types.int32)
-        apart = types.int32(cuda.gridDim.x * THREADS)
+        shared, are_strange = cuda.shared.array(WARPS, types.int32), cuda.shared.array(together, types.int32)
+        apart = types.int32(cuda.gridDim.x * threads)
         if is_scaled and size > 0:
             if line < g.images * SHARES:
                 image, share = types.int32(line // SHARES), types.int32(line % SHARES)
@@ -137,14 +142,14 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
             line -= types.int32(g.images * SHARES)
             apart -= types.int32(g.images * SHARES * THREADS)
         # The flags of pixels, and before them a zero that loaders.py reads where x has nothing.
-        for i in range(line * THREADS + thread, g.flags + 1, apart):
+        for i in range(line * threads + thread, g.flags + 1, apart):
             ptx.store_global_word(flags + types.int64(i - 1) * 4, 0)
         if is_scaled and size == 0:
-            for i in range(line * THREADS + thread, g.images * SHARES, apart):
+            for i in range(line * threads + thread, g.images * SHARES, apart):
                 ptx.store_global_word(scales + types.int64(i) * 4, 0)
-        if thread < TOGETHER:
+        if thread < together:
             are_strange[thread] = 0
-        line = types.int32(line * TOGETHER + thread % TOGETHER)
+        line = types.int32(line * together + thread % together)
         block, m = divmod(line, filters)
         group, filter_block = divmod(block, g.filter_blocks)
         filter_ = filter_block * filters + m
@@ -154,12 +159,12 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
         if is_scaled:
             greatest = greatest_of(weight, count, shared, g)
             factor = power_of_two(scale_exponent(greatest))
-            if thread < TOGETHER:
+            if thread < together:
                 ptx.store_global_word(scales + types.int64(g.images * SHARES + line) * 4, greatest)
         steps = g.chunks * g.phase_rows * g.phase_columns
         packed += types.int64(block) * steps * taps * parts * units * unit_bytes + types.int64(m) * 16
         flag = types.int32(0)
-        for i in range(thread // TOGETHER, steps * taps * halves, THREADS // TOGETHER):
+        for i in range(thread // together, steps * taps * halves, threads // together):
             rest, half = quotient_and_rest(i, halves)
             step, tap = quotient_and_rest(rest, taps)
             rest, b = quotient_and_rest(step, g.phase_columns)
@@ -174,9 +179,9 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
             flag |= split(values, packed + at * unit_bytes, units * unit_bytes, unit_bytes)
         cuda.syncthreads()
         if flag != 0:
-            are_strange[thread % TOGETHER] = 1
+            are_strange[thread % together] = 1
         cuda.syncthreads()
-        if thread < TOGETHER:
+        if thread < together:
             ptx.store_global_word(flags + types.int64(g.flags + line) * 4, are_strange[thread])
 
     return kernel
