@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numba import cuda
-from numba.core import config
+from numba import config, cuda
 
 from kernelproof.kernels.dispatch import is_device_array
 from kernelproof.spec.errors import DtypeError, UnsupportedError

@@ -95,7 +95,7 @@ class Kernel:
     def _load(self) -> Any:
         device, driver = cuda.current_context().device, _driver()
         with _LOCK:
-            text = self._cached_ptx(tuple(device.compute_capability))
+            text = self._cached_ptx(_own_capability(device))
             library = _check(self.name, driver.cuModuleLoadData(text.encode() + b"\0"))
             entry = re.search(r"\.entry (\w+)\(", text)
             assert entry is not None
@@ -155,16 +155,22 @@ def _driver() -> Any:
 @functools.cache
 def capability(device: int) -> tuple[int, int]:
     """The compute capability that plans are made for: that of the GPU of that number, or the older one asked for."""
-    own = _thought_of(device)[0] if device < 0 else tuple(cuda.gpus[device].compute_capability)
+    own = _thought_of(device)[0] if device < 0 else _own_capability(cuda.gpus[device])
     asked = os.environ.get(OLDER)
     if asked is None:
         return own
-    older = tuple(map(int, asked.split("."))) if re.fullmatch(r"\d+\.\d", asked) else None
+    came = re.fullmatch(r"(\d+)\.(\d)", asked)
+    older = None if came is None else (int(came[1]), int(came[2]))
     # Hopper's own instructions are on no later GPU.
     if older is None or older > own or (older == (9, 0) and own != older):
         needed = f"a compute capability up to {own[0]}.{own[1]}, 9.0 on Hopper alone, such as 8.6"
         raise ParameterError("kernels", f"{OLDER}={asked}", needed, "Correct it, or unset it.")
     return older
+
+
+def _own_capability(device: Any) -> tuple[int, int]:
+    major, minor = device.compute_capability
+    return major, minor
 
 
 @functools.cache
