@@ -97,7 +97,9 @@ def _of_cupy(array: Any) -> Any:
 
 
 def _of_numba(array: Any) -> Any:
-    return (array.shape, array.strides, array.dtype.char) if array.dtype.kind == "f" else None
+    # Its own stream is one of numba's arrays alone: other libraries' arrays lie on the thread's current one.
+    is_float = array.dtype.kind == "f"
+    return (array.shape, array.strides, array.dtype.char, int(array.stream)) if is_float else None
 
 
 _DESCRIBED: dict[type, Callable[[Any], Any]] = {
