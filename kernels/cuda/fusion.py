@@ -89,7 +89,9 @@ def _forward(
     if not pooled:
         return (y,)
     least = y.empty((*y.shape[:2], p // 2, q // 2))
-    return least, pool_by_twos.pool(y, least, keep_winners=True, is_gate=True)
+    winner = pool_by_twos.winners(least)
+    pool_by_twos.pool(y, least, winner, is_gate=True)
+    return least, winner
 
 
 def _first_gradients(dy: Any, winner: Any, x: Any, *, shape: tuple[int, ...], window: Any, groups: int) -> Any:

@@ -26,7 +26,7 @@ def max_pool2d(x: Any, window: Any, return_indices: Any) -> Any:
     y = x.empty((*x.shape[:2], window.p(x.shape), window.q(x.shape)))
     by_twos = not SIMULATED and not window.ceil_mode and pool_by_twos.is_by_twos(window) and pool_by_twos.serves(x)
     if by_twos and not return_indices:
-        pool_by_twos.pool(x, y, keep_winners=False)
+        pool_by_twos.pool(x, y)
         return y
     launch(_max_pool2d, y.size, x, y, *_geometry(window))
     return (y, _winners(x, window)) if return_indices else y
@@ -53,7 +53,9 @@ def max_pool2d_dx(dy: Any, x: Any, window: Any) -> Any:
 
 
 def _by_twos(dy: Any, x: Any, dx: Any) -> bool:
-    pool_by_twos.unpool(dy, pool_by_twos.pool(x, dy.empty(dy.shape), keep_winners=True), dx)
+    y, winner = dy.empty(dy.shape), pool_by_twos.winners(dy)
+    pool_by_twos.pool(x, y, winner)
+    pool_by_twos.unpool(dy, winner, dx)
     return True
 
 

@@ -104,7 +104,7 @@ def _store(space: int, address: Any, *scalars: Any) -> Any:
 def _dynamic_shared(builder: Any, arguments: list[Any]) -> Any:
     name, symbols = "dynamic_shared", builder.module.globals
     if name not in symbols:
-        symbol = ir.GlobalVariable(builder.module, ir.ArrayType(ir.IntType(8), 0), name, addrspace=SHARED)
+        symbol: Any = ir.GlobalVariable(builder.module, ir.ArrayType(ir.IntType(8), 0), name, addrspace=SHARED)
         symbol.linkage, symbol.align = "external", 1024
     return builder.ptrtoint(symbols[name], I32)
 

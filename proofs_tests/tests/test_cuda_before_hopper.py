@@ -149,3 +149,9 @@ def test_plan_tells_the_kernels_of_the_gpu_that_is_named() -> None:
     assert "implicit_gemm" in names["H200"]
     assert all("warp_gemm" in names[gpu] for gpu in ("A100", "A10", "L4"))
     assert "gemm" not in names["T4"]
+
+
+def test_plan_knows_no_other_gpu() -> None:
+    kernel = kernels.backend("cuda").kernel(OPERATORS["conv2d"])
+    with pytest.raises(ParameterError, match="gpu='H300'; needs H200 or A100"):
+        modules().dry.dry(conv2d, kernel, [(8, 64, 56, 56), (64, 64, 3, 3)], "float32", gpu="H300")

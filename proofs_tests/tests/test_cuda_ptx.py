@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,3 +84,27 @@ def test_core_compiles_without_atomics_and_without_a_wider_scalar(
         assert f".target sm_{major}{minor}" in ptx
         assert not re.search(r"\b(atom|red)\.", ptx)
         assert (".f64" in ptx) == (scalar == types.float64)
+
+
+def test_ptx_is_kept_for_the_next_process_and_a_full_disk_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver: Any = importlib.import_module("kernelproof.kernels.cuda.host.driver")
+    kernel, compiled = driver._ZEROS, []
+    text = kernel.ptx((9, 0))
+
+    def compile_again(capability: tuple[int, int]) -> str:
+        compiled.append(capability)
+        return text
+
+    def on_a_full_disk(path: Path, content: bytes) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(kernel, "ptx", compile_again)
+    monkeypatch.setattr(driver, "cache_folder", lambda: tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(driver, "write_whole", on_a_full_disk)
+        assert kernel._cached_ptx((9, 0)) == text
+    assert [kernel._cached_ptx((9, 0)) for _ in range(3)] == [text] * 3
+    assert compiled == [(9, 0)] * 2
+    assert [each.suffix for each in tmp_path.iterdir()] == [".ptx"]

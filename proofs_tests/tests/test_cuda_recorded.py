@@ -113,6 +113,26 @@ def test_arrays_go_to_the_gpu_with_rising_strides(shape: tuple[int, ...]) -> Non
     assert min(modules.arrays.in_rising_order(single).strides) > 0
 
 
+class NumbaArray:
+    """What a call's key reads of one of numba's device arrays."""
+
+    __cuda_ndarray__ = True
+    shape, strides, dtype = (3, 5), (20, 4), np.dtype(np.float32)
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+
+
+def test_a_call_with_an_array_on_another_stream_is_not_like_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = importlib.import_module("kernelproof.kernels.cuda.host.recorded")
+    monkeypatch.setattr(recorded, "where", lambda array: ("numba", 0, array.stream))
+    first = NumbaArray(0)
+    known, positions = recorded.described([first, NumbaArray(0), 1])
+    assert positions == [0, 1]
+    assert recorded.described([first, NumbaArray(0), 1])[0] == known
+    assert recorded.described([first, NumbaArray(7), 1])[0] != known  # Played, it would not wait for that stream.
+
+
 def torch_() -> Any:
     return pytest.importorskip("torch")
 

@@ -1,20 +1,18 @@
 """A training step as one graph, in float32 and through half precision, on a GPU with PyTorch."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from test_cuda_recorded import on_a_gpu
 
+from kernelproof.kernels.cuda.host.graph import TrainingStep
 from kernelproof.proofs.bounds import unit_roundoff
-from kernelproof.spec import Conv2d, Flatten, Linear, MaxPool2d, ReLU, SpecChain
-
-pytestmark = on_a_gpu
+from kernelproof.spec import Conv2d, Flatten, KernelproofError, Linear, MaxPool2d, ReLU, ShapeError, SpecChain
 
 
 def step_of(chain: SpecChain, parameters: Any, x: Any, target: Any, **options: Any) -> Any:
-    from kernelproof.kernels.cuda.host.graph import TrainingStep
-
     return TrainingStep(chain.compile("cuda"), parameters, x, target, learning_rate=0.5, momentum=0.9, **options)
 
 
@@ -37,6 +35,7 @@ def linear() -> tuple[SpecChain, Any, Any, Any]:
     return chain, parameters, torch.ones(1, 1, 2, 2, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
 
 
+@on_a_gpu
 @pytest.mark.parametrize("half", [None, "float16", "bfloat16"])
 def test_the_loss_falls(half: str | None) -> None:
     torch = pytest.importorskip("torch")
@@ -46,6 +45,7 @@ def test_the_loss_falls(half: str | None) -> None:
     assert losses[-1] < losses[0] / 2
 
 
+@on_a_gpu
 def test_gradients_too_small_for_float16_are_saved() -> None:
     torch = pytest.importorskip("torch")
     chain, parameters, x, target = linear()
@@ -61,6 +61,7 @@ def test_gradients_too_small_for_float16_are_saved() -> None:
     assert float(step.loss_scale) == 2.0**16
 
 
+@on_a_gpu
 def test_a_step_that_overflows_changes_the_scale_alone() -> None:
     torch = pytest.importorskip("torch")
     chain, parameters, x, target = cnn()
@@ -72,6 +73,7 @@ def test_a_step_that_overflows_changes_the_scale_alone() -> None:
     assert not any(each.any() for each in step.velocity.values())
 
 
+@on_a_gpu
 def test_an_interval_without_overflow_doubles_the_scale() -> None:
     torch = pytest.importorskip("torch")
     chain, parameters, x, target = cnn()
@@ -84,6 +86,7 @@ def test_an_interval_without_overflow_doubles_the_scale() -> None:
     assert float(step.loss_scale) == 4
 
 
+@on_a_gpu
 def test_the_scale_stays_a_number() -> None:
     torch = pytest.importorskip("torch")
     chain, parameters, x, target = linear()
@@ -92,3 +95,34 @@ def test_the_scale_stays_a_number() -> None:
     step._since.fill_(step.INTERVAL - 1)
     step(x, target)
     assert float(step.loss_scale) == 2.0**126
+
+
+@on_a_gpu
+def test_what_cannot_be_recorded_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    chain, parameters, x, target = cnn()
+    for arrays, options in (
+        ((parameters, x.cpu(), target), {}),
+        ((parameters, x, target.cpu()), {}),
+        (({**parameters, "conv1.bias": parameters["conv1.bias"].cpu()}, x, target), {}),
+        ((parameters, x, target), {"half": torch.float64}),
+    ):
+        with pytest.raises(KernelproofError, match="TrainingStep"):
+            step_of(chain, *arrays, **options)
+    with pytest.raises(KernelproofError, match="TrainingStep"):
+        TrainingStep(chain, parameters, x, target, learning_rate=0.5, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "came"),
+    [
+        ((1, 1, 8, 8), (32,), "x of shape (1, 1, 8, 8)"),
+        ((32, 1, 8, 8), (1,), "target of shape (1,)"),
+        ((33, 1, 8, 8), (33,), "x of shape (33, 1, 8, 8)"),
+    ],
+)
+def test_a_batch_of_another_shape_is_refused_before_it_is_copied(x: Any, target: Any, came: str) -> None:
+    step: Any = object.__new__(TrainingStep)  # Recorded, as far as a batch is looked at: this needs no GPU.
+    step._x, step._target = np.zeros((32, 1, 8, 8)), np.zeros(32)
+    with pytest.raises(ShapeError, match=re.escape(f"TrainingStep: {came}; needs ")):
+        step(np.zeros(x), np.zeros(target))

@@ -137,6 +137,34 @@ def test_public_names_exist_and_are_documented(package: str):
         assert name in documented or (is_module and thing.__doc__), f"{package}.{name} has no docstring"
 
 
+def told_of_numba() -> Iterator[tuple[str, str, list[str]]]:
+    """Modules, names and arguments that the type checker is told of in place of numba's own."""
+    stubs = ROOT / "_typing" / "stubs"
+    for path in sorted(stubs.rglob("*.pyi")):
+        module = ".".join(part for part in path.relative_to(stubs).with_suffix("").parts if part != "__init__")
+        for node in ast.parse(path.read_text()).body:
+            match node:
+                case ast.FunctionDef(name=name, args=args, decorator_list=[]):
+                    yield module, name, [each.arg for each in (*args.args, *args.kwonlyargs)]
+                case ast.ClassDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)) if not name.startswith("_"):
+                    yield module, name, []
+
+
+def test_the_type_checker_is_told_of_numba_what_is_there():
+    """Asked of a fresh process, where numba-cuda stands in its place with no simulator."""
+    script = """
+import importlib, inspect, json, sys
+import kernelproof.kernels.cuda
+for module, name, arguments in json.load(sys.stdin):
+    thing = getattr(importlib.import_module(module), name)
+    assert not arguments or not set(arguments) - set(inspect.signature(thing).parameters), (module, name)
+"""
+    told = list(told_of_numba())
+    assert len({module for module, _, _ in told}) == 5
+    env = {key: value for key, value in os.environ.items() if key != "NUMBA_ENABLE_CUDASIM"}
+    subprocess.run([sys.executable, "-c", script], input=json.dumps(told), env=env, text=True, check=True)
+
+
 def test_the_type_checker_sees_every_file_but_what_is_compiled_for_the_gpu():
     """Neither pyright nor `rglob` follows a link to a folder, unless it is told of that one by its name."""
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]

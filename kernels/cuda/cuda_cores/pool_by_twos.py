@@ -107,20 +107,24 @@ def serves(x: DeviceArray) -> bool:
     return x.dtype.name == "float32" and x.is_contiguous() and 0 < x.size < 2**31 and min(x.shape[2:]) > 1
 
 
-def pool(x: DeviceArray, y: DeviceArray, keep_winners: bool, is_gate: bool = False) -> DeviceArray | None:
-    """The maxima into y; the winners, if they are kept, as a gate none where a rectifier lets no gradient through."""
-    p, q = x.shape[2] // 2, x.shape[3] // 2
-    winner = x.empty(y.shape, np.uint8) if keep_winners else None
-    numbers = Halves(*x.shape[2:], p, q, *division(q), *division(p * q))
+def winners(y: DeviceArray) -> DeviceArray:
+    """What is to hold the winners of the pooled array."""
+    return y.empty(y.shape, np.uint8)
+
+
+def pool(x: DeviceArray, y: DeviceArray, winner: DeviceArray | None = None, is_gate: bool = False) -> None:
+    """The maxima into y and who won, as a gate nobody where a rectifier lets no gradient through."""
+    height, width = x.shape[2:]
+    p, q = height // 2, width // 2
+    numbers = Halves(height, width, p, q, *division(q), *division(p * q))
     address = winner.address if winner is not None else 0
     _POOL(-(-y.size // THREADS), x.place.stream, x.address, y.address, address, int(is_gate), y.size, numbers)
-    return winner
 
 
 def unpool(dy: DeviceArray, winner: DeviceArray, dx: DeviceArray) -> None:
     """The gradient of what was pooled into dx."""
-    height, width = dx.shape[2:]
+    (height, width), (p, q) = dx.shape[2:], dy.shape[2:]
     down, across = -(-height // 2), -(-width // 2)
-    numbers = Halves(height, width, *dy.shape[2:], *division(across), *division(down * across))
+    numbers = Halves(height, width, p, q, *division(across), *division(down * across))
     size = dx.shape[0] * dx.shape[1] * down * across
     _UNPOOL(-(-size // THREADS), dx.place.stream, dy.address, winner.address, dx.address, size, numbers)

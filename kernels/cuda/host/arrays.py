@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numba import cuda
-from numba.core import config
+from numba import config, cuda
 
 from kernelproof.kernels.dispatch import is_device_array
 from kernelproof.spec.errors import DtypeError, UnsupportedError
@@ -217,8 +216,8 @@ def run(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
         return function(*args, **kwargs)  # Within a larger call, which has taken its arrays already.
     on_gpu = [each for each in arguments if is_device_array(each)]
     with at(name, on_gpu) as place:
-        taken = [take(name, each, place) for each in arguments]
-        result = function(*taken[: len(args)], **dict(zip(kwargs, taken[len(args) :], strict=True)))
+        values = [take(name, each, place) for each in arguments]
+        result = function(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
         if result is None:
             return None
         results = result if isinstance(result, tuple) else (result,)
@@ -237,9 +236,11 @@ def at(operator: str, arrays: list[Any]) -> Iterator[Place]:
     with contextlib.nullcontext() if here.device == _current_device() else cuda.gpus[here.device]:
         for stream in others:  # What fills the other arrays has to be done before the kernel reads them,
             _wait(here.stream, stream)
-        yield here
-        for stream in others:  # and the kernel has to be done before their memory is used again.
-            _wait(stream, here.stream)
+        try:
+            yield here
+        finally:  # and what was launched has to be done, also by a call that failed, before their memory is used again.
+            for stream in others:
+                _wait(stream, here.stream)
 
 
 def place_of(array: Any) -> Place:

@@ -15,12 +15,10 @@ from kernelproof.spec.parameters import Gradients, Parameters
 
 from ..half import half_of, narrowed, widened
 from .arrays import SIMULATED, DeviceArray, Place, at, take
-from .recorded import MOST_BATCHES, Player, Remembered, are_own, described, given_from, is_ready, where
+from .recorded import MOST_BATCHES, Player, Remembered, are_own, described, given_from, is_ready, memory_of, where
+from .replay import Spot
 from .tape import Memory, Tape, recorded_on
 from .workspace import aligned
-
-if not SIMULATED:
-    from .replay import Spot
 
 Vjp: TypeAlias = tuple[Any, Callable[[Any], Gradients]]
 Plain: TypeAlias = Callable[[Mapping[str, Any], Any, bool], Vjp]
@@ -30,7 +28,7 @@ Plain: TypeAlias = Callable[[Mapping[str, Any], Any, bool], Vjp]
 class Result(NamedTuple):
     """What is remembered of an array: not its owner, whose memory would never be given back."""
 
-    memory: Memory | None
+    memory: Memory
     shape: tuple[int, ...]
     scalar: str
 
@@ -71,14 +69,14 @@ class _Batch:
             self.tape.launches, _spots([*self.given, self.y.memory], kept),
             [(self.y.shape, self.y.scalar), ((size,), "uint8")], self.place, len(self.given),
         )  # fmt: skip
-        given = [*self.given, dy.memory, self.y.memory]
-        spots = _spots(given, kept) | {each.memory: Spot(len(given) + 1 + i, 0) for i, each in enumerate(results)}
+        given = [*self.given, memory_of(dy), self.y.memory]
+        spots = _spots(given, kept) | {memory_of(each): Spot(len(given) + 1 + i, 0) for i, each in enumerate(results)}
         shapes = [(each.shape, each.scalar) for each in results]
         backward = Player(tape.launches, spots, shapes, self.place, len(given) + 1)
         self.training = _Training(forward, backward, key, tuple(gradients.parameters))
 
 
-def _spots(given: Sequence[Any], kept: Mapping[Memory, int]) -> dict[Memory, Any]:
+def _spots(given: Sequence[Memory], kept: Mapping[Memory, int]) -> dict[Memory, Spot]:
     """Each memory that is given in its own spot, those that are kept together in the one behind."""
     own = {each: Spot(number, 0) for number, each in enumerate(given)}
     return own | {each: Spot(len(given), offset) for each, offset in kept.items()}
@@ -131,9 +129,10 @@ class _Call:
                 y = y if half is None else narrowed(y, half)
         batch = None
         if tape is not None and tape.is_whole and are_own(tape, [y]):
-            given = [each.memory for each in (x, *parameters)]
-            forward = Player(tape.launches, _spots([*given, y.memory], {}), [(y.shape, y.scalar)], place, len(given))
-            batch = _Batch(place, tape, given, Result(y.memory, y.shape, y.scalar), forward)
+            given, result = list(map(memory_of, (x, *parameters))), Result(memory_of(y), y.shape, y.scalar)
+            spots = _spots([*given, result.memory], {})
+            forward = Player(tape.launches, spots, [(y.shape, y.scalar)], place, len(given))
+            batch = _Batch(place, tape, given, result, forward)
             self.batches.keep(key, batch)
 
         def backward(dy: Any) -> Gradients:

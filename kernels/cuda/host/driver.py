@@ -4,6 +4,7 @@ numba's own launch examines every argument each time; here a signature says once
 the tests look at without a GPU: the same PTX.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -17,6 +18,7 @@ from typing import Any
 from numba import cuda
 from numba.cuda import types
 
+from kernelproof.kernels.files import write_whole
 from kernelproof.kernels.jit_cache import cache_folder
 from kernelproof.spec.errors import ParameterError
 
@@ -95,7 +97,9 @@ class Kernel:
     def _load(self) -> Any:
         device, driver = cuda.current_context().device, _driver()
         with _LOCK:
-            text = self._cached_ptx(tuple(device.compute_capability))
+            if device.id in self._loaded:  # By another thread, while this one waited.
+                return self._loaded[device.id]
+            text = self._cached_ptx(_own_capability(device))
             library = _check(self.name, driver.cuModuleLoadData(text.encode() + b"\0"))
             entry = re.search(r"\.entry (\w+)\(", text)
             assert entry is not None
@@ -113,15 +117,12 @@ class Kernel:
         versions = f"{importlib.metadata.version('numba-cuda')} {capability}{self.features} {self.signature}"
         key = hashlib.sha256(f"{self.name} {versions}".encode()).hexdigest()[:24]
         path = folder / f"{key}.ptx"
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return path.read_text()
-        except FileNotFoundError:
-            text = self.ptx(capability)
-            # Written beside and moved: another process never reads half of it.
-            beside = path.with_suffix(f".{threading.get_native_id()}")
-            beside.write_text(text)
-            beside.replace(path)
-            return text
+        text = self.ptx(capability)
+        with contextlib.suppress(OSError):  # A full disk keeps nothing, and stops nobody.
+            write_whole(path, text.encode())
+        return text
 
 
 def _slots(kind: Any) -> str:
@@ -155,16 +156,22 @@ def _driver() -> Any:
 @functools.cache
 def capability(device: int) -> tuple[int, int]:
     """The compute capability that plans are made for: that of the GPU of that number, or the older one asked for."""
-    own = _thought_of(device)[0] if device < 0 else tuple(cuda.gpus[device].compute_capability)
+    own = _thought_of(device)[0] if device < 0 else _own_capability(cuda.gpus[device])
     asked = os.environ.get(OLDER)
     if asked is None:
         return own
-    older = tuple(map(int, asked.split("."))) if re.fullmatch(r"\d+\.\d", asked) else None
+    came = re.fullmatch(r"(\d+)\.(\d)", asked)
+    older = None if came is None else (int(came[1]), int(came[2]))
     # Hopper's own instructions are on no later GPU.
     if older is None or older > own or (older == (9, 0) and own != older):
         needed = f"a compute capability up to {own[0]}.{own[1]}, 9.0 on Hopper alone, such as 8.6"
         raise ParameterError("kernels", f"{OLDER}={asked}", needed, "Correct it, or unset it.")
     return older
+
+
+def _own_capability(device: Any) -> tuple[int, int]:
+    major, minor = device.compute_capability
+    return major, minor
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kernelproof.spec.errors import UnsupportedError
+from kernelproof.spec.errors import ParameterError, UnsupportedError
 from kernelproof.spec.operator import Operator
 
 from . import allowance
@@ -65,12 +65,14 @@ def dry(
 ) -> Dry:  # fmt: skip
     """What `kernel` would do for the operator on row-major arrays of these shapes, on a GPU of this name.
 
-    Raises UnsupportedError in the simulator, and what the operator and the kernel raise.
+    Raises ParameterError for another GPU, UnsupportedError in the simulator, and what operator and kernel raise.
     """
     if SIMULATED:
         raise UnsupportedError(
             operator.__name__, "the simulator", "CUDA itself, with no GPU", "Unset NUMBA_ENABLE_CUDASIM."
         )
+    if gpu not in THOUGHT_OF:
+        raise ParameterError(operator.__name__, f"gpu={gpu!r}", " or ".join(THOUGHT_OF), "Name one of them.")
     tape = Tape(is_dry=True)
     with recorded_on(tape):
         place = _Nowhere("numba", -1 - list(THOUGHT_OF).index(gpu), 0)

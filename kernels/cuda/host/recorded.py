@@ -23,11 +23,9 @@ from kernelproof.spec.operator import Operator
 
 from ..half import performed
 from .arrays import SIMULATED, DeviceArray, Place, address_of, library_of, on_device, place_of, take
-from .tape import Memory, Tape, recorded_on
+from .replay import Graph, Spot, is_capturing, is_on
+from .tape import Launch, Memory, Tape, recorded_on
 from .workspace import Lifetime, Pool, laid_out
-
-if not SIMULATED:
-    from .replay import Graph, Spot, is_capturing, is_on
 
 MOST_CALLS, MOST_BATCHES = 256, 16
 """Calls of operators, and kinds of batches of a chain, that are remembered."""
@@ -44,8 +42,8 @@ class Player:
     """
 
     def __init__(
-        self, launches: Sequence[Any], spots: Mapping[Memory, Any], results: Sequence[tuple[Any, str]], place: Place,
-        given: int,
+        self, launches: Sequence[Launch], spots: Mapping[Memory, Spot], results: Sequence[tuple[Sequence[int], str]],
+        place: Place, given: int,
     ) -> None:  # fmt: skip
         self._place, self._launches, self.address = place, launches, ADDRESS[place.library]
         self._empty = [_maker(place, shape, scalar) for shape, scalar in results]
@@ -57,7 +55,7 @@ class Player:
         offsets, self._bytes = laid_out([Lifetime(each.size, times[0], times[-1]) for each, times in uses.items()])
         last = given + len(results)
         self._spots = {**spots, **{each: Spot(last, start) for each, start in zip(uses, offsets, strict=True)}}
-        self._graph: Any = None
+        self._graph: Graph | None = None
 
     def __call__(self, given: Sequence[int]) -> list[Any]:
         with _LOCK:
@@ -99,7 +97,9 @@ def _of_cupy(array: Any) -> Any:
 
 
 def _of_numba(array: Any) -> Any:
-    return (array.shape, array.strides, array.dtype.char) if array.dtype.kind == "f" else None
+    # Its own stream is one of numba's arrays alone: other libraries' arrays lie on the thread's current one.
+    is_float = array.dtype.kind == "f"
+    return (array.shape, array.strides, array.dtype.char, int(array.stream)) if is_float else None
 
 
 _DESCRIBED: dict[type, Callable[[Any], Any]] = {
@@ -177,12 +177,17 @@ def given_from(operator: str, array: Any, place: Place) -> DeviceArray:
     return dataclasses.replace(taken, memory=Memory(address_of(taken.owner), 0))
 
 
+def memory_of(array: DeviceArray) -> Memory:
+    """Of an array that came while a tape ran, or was taken."""
+    assert array.memory is not None
+    return array.memory
+
+
 def are_own(tape: Tape, results: Sequence[DeviceArray]) -> bool:
     """Whether each result is all of a memory that was taken for it."""
     memories = {each.memory for each in results}
     return len(memories) == len(results) and all(
-        each.memory in tape.taken and each.memory.size == each.size * each.dtype.itemsize and each.is_contiguous()
-        for each in results
+        each.memory in tape.taken and each.memory.size == each.nbytes and each.is_contiguous() for each in results
     )
 
 
@@ -232,5 +237,5 @@ class Calls:
 
     @staticmethod
     def _player(tape: Tape, given: Sequence[DeviceArray], results: Sequence[DeviceArray], place: Place) -> Player:
-        spots = {each.memory: Spot(number, 0) for number, each in enumerate((*given, *results))}
+        spots = {memory_of(each): Spot(number, 0) for number, each in enumerate((*given, *results))}
         return Player(tape.launches, spots, [(each.shape, each.scalar) for each in results], place, len(given))

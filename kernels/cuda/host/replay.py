@@ -71,6 +71,7 @@ class Graph:
             _done(driver.add(ctypes.byref(node.handle), graph, after, ctypes.c_size_t(count), node.parameters))
             before = node.handle
         _done(driver.instantiate(ctypes.byref(self._executable), graph, c_uint64(0)))
+        # One that still runs is freed once it is done (CUDA driver API, cuGraphExecDestroy).
         weakref.finalize(self, driver.destroy_executable, self._executable).atexit = False
 
     def __call__(self, addresses: Sequence[int]) -> None:

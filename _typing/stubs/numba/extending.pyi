@@ -1,0 +1,1 @@
+from numba.core.extending import intrinsic as intrinsic
