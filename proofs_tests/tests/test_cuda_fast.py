@@ -282,12 +282,20 @@ def test_phases_of_an_input_gradient_are_convolutions_of_dy(
     dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
     right = spec.conv2d_dx(dy, weight, x.shape, **options)
     dx = np.zeros(right.shape, np.int64)
-    for phase in m.launch_conv.backward(Strided(dy), Strided(weight), Strided(dx), window, groups):
+    phases = m.launch_conv.backward(Strided(dy), Strided(weight), Strided(dx), window, groups)
+    for phase in phases:
         block = m.plan.splits(phase.problem, "strict", getattr(m.rungs, rung))[0]
         assert block.laid is laid or block.gathered or block.rows == 3
         it = m.plan.numbers(phase.problem, block)
         if rung != "HOPPER":  # The first block may not fit.
             it = m.plan.plan(phase.problem, "strict", 72, False, m.rungs.ADA)
+        carry_out(it, phase.problem, dy, weight, dx, phase.first_pixel, phase.first_tap)
+    np.testing.assert_array_equal(dx, right)
+    dx[...] = 0
+    plans = m.plan.plans_of_phases([each.problem for each in phases], "strict", 132, getattr(m.rungs, rung))
+    if laid and len({each.problem.before for each in phases}) == 1:
+        assert len({it.layout for it in plans}) == len({it.pixel_tiles for it in plans}) == 1
+    for phase, it in zip(phases, plans, strict=True):
         carry_out(it, phase.problem, dy, weight, dx, phase.first_pixel, phase.first_tap)
     np.testing.assert_array_equal(dx, right)
 

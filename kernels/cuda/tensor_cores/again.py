@@ -42,13 +42,13 @@ def _flagged(flags, g):
 
 
 @cuda.jit(device=True)
-def _wanted(i, tile, flags, g):
+def _wanted(i, tile, is_flagged, flags, g):
     """Image, filter, row and column of a tile's element i; image -1 if it need not be computed again."""
     k, slot = divmod(i, g.pixels)
     group, filter_ = divmod(k, g.filters)
     line, column = divmod(tile * g.pixels + slot, g.pitch)
     n, row = divmod(line, g.rows)
-    wanted = flags[tile] != 0 or flags[g.tiles + group * g.lines + filter_] != 0
+    wanted = is_flagged or flags[g.tiles + group * g.lines + filter_] != 0
     if not wanted or n >= g.images or row >= g.p or column >= g.q:
         n = -1
     return n, k, row * g.step_h + g.first_h, column * g.step_w + g.first_w
@@ -59,33 +59,36 @@ def _output_again(x, weight, bias, y, stride, padding, dilation, groups, flags, 
     for tile in range(cuda.blockIdx.x, g.tiles, cuda.gridDim.x):
         if any_line != 0 or flags[tile] != 0:
             for i in range(cuda.threadIdx.x, weight.shape[0] * g.pixels, cuda.blockDim.x):
-                n, k, p, q = _wanted(i, tile, flags, g)
+                n, k, p, q = _wanted(i, tile, flags[tile] != 0, flags, g)
                 if n >= 0:
                     value = output_at(x, weight, bias, n, k, p, q, stride, padding, dilation, groups)
                     y[n, k, p, q] = types.float32(0) if rectify != 0 and value < 0 else value
 
 
-def _input_gradient_again(dy, weight, dx, stride, padding, dilation, groups, flags, g):
+def _input_gradient_again(dy, weight, dx, stride, padding, dilation, groups, flags, of_pixels, g):
     any_line = _flagged(flags, g)
     for tile in range(cuda.blockIdx.x, g.tiles, cuda.gridDim.x):
-        if any_line != 0 or flags[tile] != 0:
+        if any_line != 0 or of_pixels[tile] != 0:
             for i in range(cuda.threadIdx.x, dx.shape[1] * g.pixels, cuda.blockDim.x):
-                n, c, h, w = _wanted(i, tile, flags, g)
+                n, c, h, w = _wanted(i, tile, of_pixels[tile] != 0, flags, g)
                 if n >= 0:
                     dx[n, c, h, w] = input_gradient_at(dy, weight, n, c, h, w, stride, padding, dilation, groups)
 
 
 _TENSOR = types.Array(types.float32, 4, "A")
 _PAIR = types.UniTuple(types.int64, 2)
-_WINDOW = (_PAIR, types.UniTuple(_PAIR, 2), _PAIR, types.int64, types.Array(types.int32, 1, "A"))
+_FLAGS = types.Array(types.int32, 1, "A")
+_WINDOW = (_PAIR, types.UniTuple(_PAIR, 2), _PAIR, types.int64, _FLAGS)
 _TILES = types.NamedUniTuple(types.int64, len(Tiles._fields), Tiles)
 output_again = Kernel(
     "output_again", _output_again,
     types.void(_TENSOR, _TENSOR, types.Array(types.float32, 1, "A"), _TENSOR, *_WINDOW, _TILES, types.int64), 256,
 )  # fmt: skip
 input_gradient_again = Kernel(
-    "input_gradient_again", _input_gradient_again, types.void(_TENSOR, _TENSOR, _TENSOR, *_WINDOW, _TILES), 256
-)
+    "input_gradient_again", _input_gradient_again,
+    types.void(_TENSOR, _TENSOR, _TENSOR, *_WINDOW, _FLAGS, _TILES), 256,
+)  # fmt: skip
+"""Where phases share a layout, tiles of pixels are flagged for all of them in the first one's flags, `of_pixels`."""
 
 
 def tiles_of(it: Plan, step: tuple[int, int] = (1, 1), first: tuple[int, int] = (0, 0)) -> Tiles:

@@ -19,7 +19,8 @@ from ..relu import in_one_piece
 from . import implicit_gemm, laid_out, pack, warp_gemm
 from .again import input_gradient_again, output_again, tiles_of
 from .arithmetic import ARITHMETIC
-from .plan import Plan, Problem, arithmetic_of, explain, plan
+from .laid_out import Layout
+from .plan import Plan, Problem, arithmetic_of, explain, plan, plans_of_phases
 from .rungs import Rung, rung_of
 from .slots import SHARES, Block
 
@@ -115,32 +116,38 @@ def _phases(axis: int, dx: DeviceArray, weight: DeviceArray, window: Any) -> Ite
             yield a, pixels, count, first + (count - 1) * stride, stride, (count - 1) * dilation - e
 
 
+class Launched(NamedTuple):
+    """The flags of what has to be computed again, and where x is laid out, if it is."""
+
+    flags: DeviceArray
+    laid: int
+
+
 def launch(
-    x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray, problem: Problem, precision: str,
-    first_pixel: int = 0, first_tap: int = 0, rectify: bool = False,
-) -> tuple[Plan, DeviceArray]:  # fmt: skip
-    """Pack the weights and convolve; the plan, and the flags of what has to be computed again."""
-    device, stream = x.place.device, x.place.stream
-    own = rung(x)
-    assert own is not None
-    it = plan(problem, arithmetic_of(problem, precision, own), multiprocessors(device), rectify, own)
+    x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray, it: Plan, first_pixel: int = 0,
+    first_tap: int = 0, laid_already: int = 0,
+) -> Launched:  # fmt: skip
+    """Pack the weights, lay x out where the plan asks for it and it is not there already, and convolve."""
+    device, stream, images = x.place.device, x.place.stream, it.geometry.images
     packing, convolving = _kernels(it.block)
-    workspace = x.place.empty((-(-it.workspace // 4),), "int32")
+    workspace = x.place.empty((-(-(it.offsets[2] if laid_already else it.workspace) // 4),), "int32")
     flags = DeviceArray(workspace.owner[1 : 1 + it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
     scales, packed, laid, _ = (workspace.address + offset for offset in it.offsets)
     scales = scales if it.block.arithmetic.scaled else 0
     size, blocks = x.size // x.shape[0] if scales else 0, it.lines // pack.together_of(it.block.arithmetic)
-    are_many = size > 0 and LEAST_BLOCKS <= problem.images * SHARES <= MOST_BLOCKS
+    are_many = size > 0 and LEAST_BLOCKS <= images * SHARES <= MOST_BLOCKS
     if are_many:
-        blocks += problem.images * SHARES
+        blocks += images * SHARES
     packing(
         blocks, stream, weight.address + 4 * first_tap, packed, scales, flags.address, x.address if are_many else 0,
         steps(x)[0], size if are_many else 0, it.filters,
     )  # fmt: skip
     if scales and not are_many:
-        across = max(1, min(-(-size // (16 * pack.THREADS)), -(-1056 // problem.images)))
-        _greatest((across, problem.images), stream, x.address, scales, steps(x)[0], size)
-    if it.layout is not None:
+        across = max(1, min(-(-size // (16 * pack.THREADS)), -(-1056 // images)))
+        _greatest((across, images), stream, x.address, scales, steps(x)[0], size)
+    if laid_already:
+        laid = laid_already
+    elif it.layout is not None:
         laying = laid_out.kernel(it.block.precision, it.block.arithmetic.lowest)
         laying(it.layout.blocks, stream, x.address, laid, flags.address, scales, it.layout)
     convolving(
@@ -148,7 +155,7 @@ def launch(
         y.address + 4 * first_pixel, bias.address if bias is not None else 0, scales, flags.address, it.geometry,
         shared=it.shared,
     )  # fmt: skip
-    return it, flags
+    return Launched(flags, laid if it.layout is not None else 0)
 
 
 def refusal(x: DeviceArray, problem: Problem, precision: str) -> str | None:
@@ -184,10 +191,13 @@ def conv2d(
         return True
     if refusal(x, problem, precision) is not None:
         return False
-    it, flags = launch(x, weight, bias, y, problem, precision, rectify=rectify)
+    own, device = rung(x), x.place.device
+    assert own is not None
+    it = plan(problem, arithmetic_of(problem, precision, own), multiprocessors(device), rectify, own)
+    flags = launch(x, weight, bias, y, it).flags
     bias = weight.empty((0,)) if bias is None else bias
     output_again(
-        min(it.pixel_tiles, multiprocessors(x.place.device)), x.place.stream, x, weight, bias, y, window.stride,
+        min(it.pixel_tiles, multiprocessors(device)), x.place.stream, x, weight, bias, y, window.stride,
         window.padding, window.dilation, groups, flags, tiles_of(it), int(rectify),
     )  # fmt: skip
     return True
@@ -212,10 +222,27 @@ def conv2d_dx(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any
     for phase, direct in zip(phases, directly, strict=True):
         if direct:
             launch_direct.convolve(dy, weight, None, dx, phase.problem, phase.first_pixel, phase.first_tap)
-            continue
-        it, flags = launch(dy, weight, None, dx, phase.problem, precision, phase.first_pixel, phase.first_tap)
-        input_gradient_again(
-            min(it.pixel_tiles, multiprocessors(dy.place.device)), dy.place.stream, dy, weight, dx, window.stride,
-            window.padding, window.dilation, groups, flags, tiles_of(it, window.stride, phase.first),
-        )  # fmt: skip
+    _convolve_phases(
+        dy, weight, dx, window, groups, precision,
+        [phase for phase, direct in zip(phases, directly, strict=True) if not direct],
+    )  # fmt: skip
     return True
+
+
+def _convolve_phases(
+    dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any, groups: int, precision: str,
+    phases: list[Phase],
+) -> None:  # fmt: skip
+    """Each on tensor cores; a layout that they share is made for the first."""
+    own, blocks = rung(dy), multiprocessors(dy.place.device)
+    assert own is not None
+    plans = plans_of_phases([phase.problem for phase in phases], precision, blocks, own)
+    shared: dict[Layout | None, Launched] = {}
+    for phase, it in zip(phases, plans, strict=True):
+        first = shared.get(it.layout)
+        came = launch(dy, weight, None, dx, it, phase.first_pixel, phase.first_tap, first.laid if first else 0)
+        first = shared.setdefault(it.layout, came) if it.layout is not None else came
+        input_gradient_again(
+            min(it.pixel_tiles, blocks), dy.place.stream, dy, weight, dx, window.stride, window.padding,
+            window.dilation, groups, came.flags, first.flags, tiles_of(it, window.stride, phase.first),
+        )  # fmt: skip

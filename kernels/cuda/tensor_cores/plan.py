@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .arithmetic import ARITHMETIC
 from .laid_out import BAND, Layout
@@ -322,8 +323,8 @@ def _slots(problem: Problem, precision: str, rung: Rung) -> int:
     return problem.images * math.prod(_pitches(problem, block)) + _slots_of(problem, block)
 
 
-def _pixel_tiles(problem: Problem, block: Block) -> int:
-    rows, pitch = _pitches(problem, block)
+def _pixel_tiles(problem: Problem, block: Block, pitches: tuple[int, int]) -> int:
+    rows, pitch = pitches
     last = ((problem.images - 1) * rows + problem.output[0] - 1) * pitch + problem.output[1]
     return -(-last // block.pixels)
 
@@ -337,7 +338,11 @@ def _best(problem: Problem, precision: str, rung: Rung, multiprocessors: int = H
         if fitting:
 
             def turns(block: Block) -> int:
-                tiles = _pixel_tiles(problem, block) * problem.groups * -(-problem.filters // block.filters)
+                tiles = (
+                    _pixel_tiles(problem, block, _pitches(problem, block))
+                    * problem.groups
+                    * -(-problem.filters // block.filters)
+                )
                 return -(-tiles // multiprocessors) * (block.columns + TURN)
 
             return min(fitting, key=turns)
@@ -352,12 +357,40 @@ def plan(problem: Problem, precision: str, multiprocessors: int, rectify: bool =
     return numbers(problem, block, rectify)
 
 
-def numbers(problem: Problem, block: Block, rectify: bool = False) -> Plan:
-    """The work for a problem with one of the blocks that can serve it."""
-    (rows, pitch), (step_h, step_w) = _pitches(problem, block), _steps(problem, block)
+class Slots(NamedTuple):
+    """Rows from an image to the next, slots from a row to the next, tiles of pixels."""
+
+    rows: int
+    pitch: int
+    tiles: int
+
+
+def plans_of_phases(problems: Sequence[Problem], precision: str, multiprocessors: int, rung: Rung) -> list[Plan]:
+    """The work for convolutions of one array. Where it is laid out for each of them, and padded alike, it is once for
+    all: in the most slots, which leave zeros that nobody reads, and as far as any of them reaches."""
+    plans = [plan(each, arithmetic_of(each, precision, rung), multiprocessors, False, rung) for each in problems]
+    if len(plans) < 2 or len({each.before for each in problems}) > 1 or any(it.layout is None for it in plans):
+        return plans
+    block = max(zip(problems, plans, strict=True), key=lambda each: _taps(each[0]))[1].block
+    rows, pitch = (max(sizes) for sizes in zip(*(_pitches(each, block) for each in problems), strict=True))
+    tiles = max(_pixel_tiles(each, block, (rows, pitch)) for each in problems)
+    plans = [numbers(each, block, slots=Slots(rows, pitch, tiles)) for each in problems]
+    farthest = max((it.layout for it in plans if it.layout is not None), key=lambda layout: layout.reach)
+    return [
+        dataclasses.replace(it, layout=farthest, geometry=it.geometry._replace(laid_slots=farthest.slots))
+        for it in plans
+    ]
+
+
+def numbers(problem: Problem, block: Block, rectify: bool = False, slots: Slots | None = None) -> Plan:
+    """The work for a problem with one of the blocks that can serve it, in slots of its own or in these."""
+    if slots is None:
+        pitches = _pitches(problem, block)
+        slots = Slots(*pitches, _pixel_tiles(problem, block, pitches))
+    (rows, pitch, pixel_tiles), (step_h, step_w) = slots, _steps(problem, block)
     filter_blocks = -(-problem.filters // block.filters)
     channels = _channels(problem, block)
-    pixel_tiles, chunks = _pixel_tiles(problem, block), -(-channels // block.channels)
+    chunks = -(-channels // block.channels)
     phase_rows = 1 if block.rows > 1 or block.gathered else problem.taps[0]
     phase_columns = 1 if block.gathered else _phase_columns(problem, block)
     layout = _layout(problem, block, rows, pitch, pixel_tiles) if block.laid else None
