@@ -368,7 +368,13 @@ class Slots(NamedTuple):
 def plans_of_phases(problems: Sequence[Problem], precision: str, multiprocessors: int, rung: Rung) -> list[Plan]:
     """The work for convolutions of one array. Where it is laid out for each of them, and padded alike, it is once for
     all: in the most slots, which leave zeros that nobody reads, and as far as any of them reaches."""
-    plans = [plan(each, arithmetic_of(each, precision, rung), multiprocessors, False, rung) for each in problems]
+    words = [arithmetic_of(each, precision, rung) for each in problems]
+    if "bf16x4" in words:  # Then the others may share its layout.
+        words = [
+            "bf16x4" if explain(each, "bf16x4", rung) is None else word
+            for each, word in zip(problems, words, strict=True)
+        ]
+    plans = [plan(each, word, multiprocessors, False, rung) for each, word in zip(problems, words, strict=True)]
     if len(plans) < 2 or len({each.before for each in problems}) > 1 or any(it.layout is None for it in plans):
         return plans
     block = max(zip(problems, plans, strict=True), key=lambda each: _taps(each[0]))[1].block
