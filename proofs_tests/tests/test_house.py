@@ -165,14 +165,12 @@ for module, name, arguments in json.load(sys.stdin):
     subprocess.run([sys.executable, "-c", script], input=json.dumps(told), env=env, text=True, check=True)
 
 
-def test_the_type_checker_sees_every_file_but_what_is_compiled_for_the_gpu():
+def test_the_type_checker_sees_every_file():
     """Neither pyright nor `rglob` follows a link to a folder, unless it is told of that one by its name."""
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
     seen = {path.resolve() for folder in told["include"] for path in (ROOT / folder).rglob("*.py")}
     assert not {path.resolve() for path in (*(path for _, path in FILES), *TESTS)} - seen
-    left_out = [[path.resolve() for path in ROOT.glob(pattern)] for pattern in told["exclude"]]
-    assert all(left_out), "nothing is there to leave out"
-    assert all(path.is_relative_to((ROOT / "kernels" / "cuda").resolve()) for each in left_out for path in each)
+    assert "exclude" not in told
 
 
 def test_every_operator_has_a_kernel_on_every_backend():

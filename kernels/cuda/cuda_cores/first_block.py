@@ -15,11 +15,10 @@ from numba import cuda
 from numba.cuda import types
 
 from .. import ptx
-from ..host.arrays import DeviceArray
+from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, multiprocessors
 from ..ptx import F32, I32, I64, constant, device_function, emit, unpacked
 from ..tensor_cores.arithmetic import gatherer
-from ..tensor_cores.launch_conv import steps
 from ..tensor_cores.plan import Problem, division
 from . import launch_direct
 from .direct import GEOMETRY, MOST_TAPS, THREADS, Geometry, pixel_of, stage_weights
@@ -221,7 +220,7 @@ def problem_of(x: DeviceArray, weight: DeviceArray, window: Any, groups: int) ->
     k, channels, rows, row = weight.shape
     w_k, w_c, w_r, w_s = steps(weight)
     return Problem(
-        x.shape[0], groups, channels, k // groups, (rows, row), x.shape[2:], (window.p(x.shape), window.q(x.shape)),
+        x.shape[0], groups, channels, k // groups, (rows, row), image_of(x), (window.p(x.shape), window.q(x.shape)),
         window.stride, (window.padding[0][0], window.padding[1][0]), window.dilation, steps(x),
         (k // groups * w_k, w_k, w_c, w_r, w_s), (0, 0, 0, 0),
     )  # fmt: skip

@@ -224,7 +224,7 @@ def launch(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, problem: Probl
         reach - 1 - top // stride
         for reach, top, stride in zip(shape.reach, problem.before, problem.stride, strict=True)
     )
-    skipped = tuple(top % stride for top, stride in zip(problem.before, problem.stride, strict=True))
+    skipped = problem.before[0] % problem.stride[0], problem.before[1] % problem.stride[1]
     lines, columns = (
         -(-(size + skip) // stride) for size, skip, stride in zip(problem.image, skipped, problem.stride, strict=True)
     )

@@ -4,7 +4,7 @@ import functools
 import math
 from typing import Any
 
-from ..host.arrays import DeviceArray
+from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, multiprocessors
 from ..tensor_cores.plan import Problem, division
 from . import direct
@@ -149,11 +149,9 @@ def serves_gradient(x: DeviceArray, dy: DeviceArray, dweight: DeviceArray, group
 def weight_gradient(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int) -> None:
     """Launch the gradient, each warp summing a share of the pixels, and the sum of the shares."""
     filters, channels, height, row = dweight.shape
-    item = x.dtype.itemsize
     problem = Problem(
-        x.shape[0], groups, channels, filters // groups, (height, row), x.shape[2:], dy.shape[2:], window.stride,
-        (window.padding[0][0], window.padding[1][0]), window.dilation, tuple(each // item for each in x.strides),
-        (0, 0, 0, 0, 0), tuple(each // item for each in dy.strides),
+        x.shape[0], groups, channels, filters // groups, (height, row), image_of(x), image_of(dy), window.stride,
+        (window.padding[0][0], window.padding[1][0]), window.dilation, steps(x), (0, 0, 0, 0, 0), steps(dy),
     )  # fmt: skip
     pixels = problem.images * math.prod(problem.output)
     rows = height if height * row < MANY_TAPS else 1

@@ -165,6 +165,18 @@ def taken(tensor: Any) -> DeviceArray:
     return take("kernelproof", tensor, place_of(tensor))
 
 
+def image_of(array: DeviceArray) -> tuple[int, int]:
+    """Height and width of an array of images."""
+    _, _, height, width = array.shape
+    return height, width
+
+
+def steps(array: DeviceArray) -> tuple[int, int, int, int]:
+    """The strides of an array of images, or of filters, in elements."""
+    n, c, h, w = (each // array.dtype.itemsize for each in array.strides)
+    return n, c, h, w
+
+
 def at_least_1d(array: DeviceArray) -> DeviceArray:
     """The array, or a scalar as one entry."""
     return array if array.shape else array[None]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..cuda_cores import input_gradient, launch_direct
-from ..host.arrays import DeviceArray
+from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, capability, fill_with_zeros, multiprocessors
 from ..relu import in_one_piece
 from . import implicit_gemm, laid_out, pack, warp_gemm
@@ -55,17 +55,12 @@ def rung(x: DeviceArray) -> Rung | None:
     return rung_of(capability(x.place.device))
 
 
-def steps(array: DeviceArray) -> tuple[int, ...]:
-    """The strides in elements."""
-    return tuple(each // array.dtype.itemsize for each in array.strides)
-
-
 def forward(x: DeviceArray, weight: DeviceArray, y: DeviceArray, window: Any, groups: int) -> Problem:
     """conv2d as a problem."""
     k, channels, rows, row = weight.shape
     w_k, w_c, w_r, w_s = steps(weight)
     return Problem(
-        x.shape[0], groups, channels, k // groups, (rows, row), x.shape[2:], y.shape[2:], window.stride,
+        x.shape[0], groups, channels, k // groups, (rows, row), image_of(x), image_of(y), window.stride,
         (window.padding[0][0], window.padding[1][0]), window.dilation, steps(x),
         (k // groups * w_k, w_k, w_c, w_r, w_s), steps(y),
     )  # fmt: skip
@@ -93,7 +88,7 @@ def backward(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any,
     return [
         Phase(
             Problem(
-                dy.shape[0], groups, k // groups, channels, (rows, row), dy.shape[2:], (p, q), (1, 1), (top, left),
+                dy.shape[0], groups, k // groups, channels, (rows, row), image_of(dy), (p, q), (1, 1), (top, left),
                 window.dilation, steps(dy), (k // groups * w_k, w_c, w_k, -r_step * w_r, -s_step * w_s),
                 (x_n, x_c, window.stride[0] * x_h, window.stride[1] * x_w),
             ),

@@ -7,19 +7,20 @@ What none serves is plain.
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from numba import cuda
 from numba.cuda import types
 
+from kernelproof.spec.window import Window
+
 from ..conv_elements import weight_gradient_of
 from ..cuda_cores import launch_direct
-from ..host.arrays import DeviceArray
+from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, fill_with_zeros, multiprocessors
 from ..launch import THREADS
 from . import warp_gradient, weight_gradient, wide_dweight
 from .arithmetic import ARITHMETIC, CHANNELS
-from .launch_conv import rung, steps
+from .launch_conv import rung
 from .plan import are_gathered, division, pitch_of
 from .rungs import HOPPER, Rung
 from .weight_gradient import FILTERS, SLOTS, WARPGROUPS, WIDTH, Geometry
@@ -57,7 +58,7 @@ def plan(
     dy: DeviceArray,
     x: DeviceArray,
     dweight: DeviceArray,
-    window: Any,
+    window: Window,
     groups: int,
     precision: str,
     rung: Rung = HOPPER,
@@ -106,7 +107,7 @@ def plan(
     if max(map(abs, strides)) >= 2**29:
         return None
     geometry = Geometry(
-        x.shape[0], channels, filters, groups, *x.shape[2:], *dy.shape[2:], *strides, *window.stride,
+        x.shape[0], channels, filters, groups, *image_of(x), *image_of(dy), *strides, *window.stride,
         window.padding[0][0], window.padding[1][0], *window.dilation, rows, *division(rows), pitch,
         *division(pitch), slots, tap_step, warpgroup_step, filter_blocks, channel_blocks, row_blocks, phases,
         column_blocks, row, column, chunks, _shares(tiles, chunks, multiprocessors(x.place.device)), stages,
@@ -116,15 +117,14 @@ def plan(
 
 
 def gathered(
-    dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, precision: str
+    dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Window, groups: int, precision: str
 ) -> Plan | None:
     """How the tensor cores of Hopper compute the gradient of few channels with many taps; None if they do not."""
-    (images, _, *image), (_, few, *taps), (p, q) = x.shape, dweight.shape, dy.shape[2:]
-    filters, channels, before = dweight.shape[0] // groups, few * math.prod(taps), [each[0] for each in window.padding]
+    images, image, (_, few, *taps), (p, q) = x.shape[0], image_of(x), dweight.shape, image_of(dy)
+    taps, before = (taps[0], taps[1]), (window.padding[0][0], window.padding[1][0])
+    filters, channels = dweight.shape[0] // groups, few * math.prod(taps)
     are_many = channels >= LEAST_GATHERED[0] and filters >= LEAST_GATHERED[1] and images * p * q >= LEAST_PIXELS
-    if not are_many or not are_gathered(
-        few, (taps[0], taps[1]), image, before, window.dilation, steps(x)[1:], steps(dweight)[1:]
-    ):
+    if not are_many or not are_gathered(few, taps, image, before, window.dilation, steps(x)[1:], steps(dweight)[1:]):
         return None
     if max(map(abs, (*steps(x), *steps(dy)))) >= 2**29 or images * p * q >= 2**31 - SLOTS:
         return None
@@ -211,7 +211,7 @@ again = Kernel(
 
 
 def conv2d_dweight(
-    dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, precision: str
+    dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Window, groups: int, precision: str
 ) -> bool:
     """Compute dweight if the tensor cores serve this gradient; whether they do."""
     own = rung(x)
@@ -236,7 +236,7 @@ def conv2d_dweight(
     return True
 
 
-def _launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, it: Plan) -> None:
+def _launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Window, groups: int, it: Plan) -> None:
     """Multiply, add the shares, and compute anew what strange values took part in."""
     stream, g = x.place.stream, it.geometry
     multiplying, reducing = _kernels(it.arithmetic, it.taps, it.rows_as_warpgroups, it.rung, it.gathered)

@@ -3,19 +3,19 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from numba import cuda
 from numba.cuda import types
 
+from kernelproof.spec.window import Window
+
 from ..conv_elements import weight_gradient_of
-from ..host.arrays import DeviceArray
+from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, fill_with_zeros, multiprocessors
 from ..launch import THREADS, position
 from . import laid_out, wide_gradient
 from .arithmetic import ARITHMETIC, LOWEST_FACTOR
 from .laid_out import BAND, UNIT, Layout
-from .launch_conv import steps
 from .plan import are_few, division, pitch_of
 from .rungs import HOPPER
 from .slots import HEADER
@@ -79,7 +79,7 @@ class Plan:
 
 
 def plan(
-    dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, arithmetic: str, blocks: int
+    dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Window, groups: int, arithmetic: str, blocks: int
 ) -> Plan | None:
     """How this kernel computes a gradient on so many multiprocessors; None if it does not."""
     (_, channels, rows_of_filter, row), filters = dweight.shape, dweight.shape[0] // groups
@@ -118,29 +118,14 @@ def plan(
     )  # fmt: skip
     rows_and_pitch = (rows, *division(rows), pitch, *division(pitch))
     x_layout = Layout(
-        x.shape[0], channels, groups, *x.shape[2:], *steps(x), *window.stride, window.padding[0][0],
+        x.shape[0], channels, groups, *image_of(x), *steps(x), *window.stride, window.padding[0][0],
         window.padding[1][0], *rows_and_pitch, phase_rows * phase_columns, phase_columns, x_bands, x_slots,
         0, 0, 0,
     )  # fmt: skip
     y_layout = Layout(
-        dy.shape[0],
-        filters,
-        groups,
-        *dy.shape[2:],
-        *steps(dy),
-        1,
-        1,
-        0,
-        0,
-        *rows_and_pitch,
-        1,
-        1,
-        y_bands,
-        y_slots,
-        0,
-        0,
-        0,
-    )
+        dy.shape[0], filters, groups, *image_of(dy), *steps(dy), 1, 1, 0, 0, *rows_and_pitch, 1, 1, y_bands, y_slots,
+        0, 0, 0,
+    )  # fmt: skip
     it = Plan(arithmetic, taps, geometry, x_layout, y_layout, HEADER + stages * (x_bytes + y_bytes))
     return (
         it
@@ -195,7 +180,7 @@ again = Kernel(
 )  # fmt: skip
 
 
-def launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Any, groups: int, it: Plan) -> None:
+def launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Window, groups: int, it: Plan) -> None:
     """Lay both operands out, multiply, add the shares."""
     laying, multiplying, reducing = _kernels(it.arithmetic, it.taps, it.wide, min(it.rows, MOST_WARPS))
     stream, (x_at, dy_at, shares_at, end) = x.place.stream, it.offsets
