@@ -14,7 +14,7 @@ from ..host.arrays import DeviceArray
 from ..host.driver import Kernel, multiprocessors
 from ..ptx import F32, device_function, load_byte, load_global, store_global, unpacked
 from ..tensor_cores.arithmetic import CHANNELS, SIXTEEN, gather, scatter
-from ..tensor_cores.plan import division
+from ..tensor_cores.problem import division
 from ..tensor_cores.slots import divided
 from .launch_direct import sum_up
 from .pool_by_twos import NONE_WON

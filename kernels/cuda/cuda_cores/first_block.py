@@ -19,7 +19,7 @@ from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, multiprocessors
 from ..ptx import F32, I32, I64, constant, device_function, emit, unpacked
 from ..tensor_cores.arithmetic import gatherer
-from ..tensor_cores.plan import Problem, division
+from ..tensor_cores.problem import Problem, division
 from . import launch_direct
 from .direct import GEOMETRY, MOST_TAPS, THREADS, Geometry, pixel_of, stage_weights
 from .pool_by_twos import NONE_WON, greater

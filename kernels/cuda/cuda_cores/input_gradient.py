@@ -17,7 +17,7 @@ from .. import ptx
 from ..host.arrays import DeviceArray
 from ..host.driver import Kernel, multiprocessors
 from ..ptx import device_function, emit, unpacked
-from ..tensor_cores.plan import Problem, division
+from ..tensor_cores.problem import Problem, division
 from ..tensor_cores.slots import divided
 from .direct import THREADS, stage_weights
 from .launch_direct import BLOCKS, FEW, SHARED_MEMORY

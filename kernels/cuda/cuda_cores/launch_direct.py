@@ -6,7 +6,7 @@ from typing import Any
 
 from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, multiprocessors
-from ..tensor_cores.plan import Problem, division
+from ..tensor_cores.problem import Problem, division
 from . import direct
 from .direct import MOST_TAPS, THREADS, Geometry
 

@@ -13,7 +13,7 @@ from numba.cuda import types
 from ..host.arrays import DeviceArray
 from ..host.driver import Kernel
 from ..ptx import load_byte, load_global, store_byte, store_global
-from ..tensor_cores.plan import division
+from ..tensor_cores.problem import division
 from ..tensor_cores.slots import divided
 
 THREADS, NONE_WON = 256, 4

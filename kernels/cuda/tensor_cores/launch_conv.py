@@ -20,7 +20,8 @@ from . import implicit_gemm, laid_out, pack, warp_gemm
 from .again import input_gradient_again, output_again, tiles_of
 from .arithmetic import ARITHMETIC
 from .laid_out import Layout
-from .plan import Plan, Problem, arithmetic_of, explain, plan, plans_of_phases
+from .plan import Plan, arithmetic_of, explain, plan, plans_of_phases
+from .problem import Problem
 from .rungs import Rung, rung_of
 from .slots import SHARES, Block
 

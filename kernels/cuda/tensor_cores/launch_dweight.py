@@ -21,7 +21,8 @@ from ..launch import THREADS
 from . import warp_gradient, weight_gradient, wide_dweight
 from .arithmetic import ARITHMETIC, CHANNELS
 from .launch_conv import rung
-from .plan import are_gathered, division, pitch_of
+from .plan import are_gathered
+from .problem import division, pitch_of
 from .rungs import HOPPER, Rung
 from .weight_gradient import FILTERS, SLOTS, WARPGROUPS, WIDTH, Geometry
 

@@ -140,7 +140,7 @@ GEOMETRY = types.NamedUniTuple(types.int32, len(Geometry._fields), Geometry)
 
 @cuda.jit(device=True)
 def divided(number, multiplier, shift):
-    """`number // d` for `0 <= number < 2**31`, with the multiplier and shift that plan.py finds for d."""
+    """`number // d` for `0 <= number < 2**31`, with the multiplier and shift that problem.py finds for d."""
     product = types.uint64(types.uint32(number)) * types.uint64(types.uint32(multiplier))
     return types.int32(product >> types.uint64(shift))
 

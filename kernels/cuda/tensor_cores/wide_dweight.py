@@ -13,13 +13,14 @@ from ..conv_elements import weight_gradient_of
 from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, fill_with_zeros, multiprocessors
 from ..launch import THREADS, position
-from . import laid_out, wide_gradient
+from . import laid_out, wide_gradient, wide_shares
 from .arithmetic import ARITHMETIC, LOWEST_FACTOR
 from .laid_out import BAND, UNIT, Layout
-from .plan import are_few, division, pitch_of
+from .problem import are_few, division, pitch_of
 from .rungs import HOPPER
 from .slots import HEADER
-from .wide_gradient import CHANNELS_OF_TILE, FILTERS, LANES, Geometry
+from .wide_gradient import CHANNELS_OF_TILE, FILTERS, Geometry
+from .wide_shares import LANES
 
 LEAST_CHANNELS, LEAST_OF_STRIDED, MOST_TAPS = 96, 64, 96
 """Of a group, and as many filters: with fewer, much of a tile is empty. Strides make weight_gradient.py slower yet. As
@@ -146,7 +147,7 @@ def _kernels(arithmetic: str, taps: int, wide: int, warps: int) -> tuple[Kernel,
             threads, "a", HOPPER.shared_memory,
         ),
         Kernel(
-            f"wide_gradient reduce {reducing}", wide_gradient.reduce_of(*reducing), wide_gradient.REDUCE, LANES * warps,
+            f"wide_gradient reduce {reducing}", wide_shares.reduce_of(*reducing), wide_shares.REDUCE, LANES * warps,
         ),
     )  # fmt: skip
 
