@@ -174,8 +174,11 @@ class Window:
 
     def gather(self, x: np.ndarray, fill: object) -> np.ndarray:
         """`taps[n,c,p,q,r,s] = x[n, c, p*stride + r*dilation - pad, q*stride + s*dilation - pad]`, `fill` outside."""
-        h, w, pads = self._padded(x.shape)
-        return np.pad(x, [(0, 0), (0, 0), *pads], constant_values=fill)[:, :, h, w]  # type: ignore[arg-type]
+        h, w, ((top, bottom), (left, right)) = self._padded(x.shape)
+        n, c, height, width = x.shape
+        padded = np.full((n, c, top + height + bottom, left + width + right), fill, x.dtype)
+        padded[:, :, top : top + height, left : left + width] = x
+        return padded[:, :, h, w]
 
     def scatter(self, taps: np.ndarray, x_shape: Sequence[int]) -> np.ndarray:
         """The transpose of `gather`: adds every tap to the position that it was read from; padding is dropped."""

@@ -4,12 +4,14 @@
 Source: Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., ch. 3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 
 from .problems import Problem
-from .values import PRECISIONS, significand_bits
+from .values import PRECISIONS, counts, significand_bits
 from .winograd_bound import SIZES, is_winograd, winograd_bound
 
 FUNCTION_ULPS = 2
@@ -32,46 +34,83 @@ def gamma(n: np.ndarray | float, u: float) -> np.ndarray | float:
     return n * u / (1 - n * u)
 
 
-def rounding_bound(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: str | np.dtype) -> tuple[np.ndarray, ...]:
-    """For each result, elementwise, the error that computing in `dtype` may leave; zero where nothing is rounded."""
-    u, tiny = unit_roundoff(dtype), float(np.finfo(dtype).smallest_subnormal)
+def rounding_bound(
+    problem: Problem, arrays: Mapping[str, np.ndarray], dtype: str | np.dtype, reference: str | np.dtype | None = None
+) -> tuple[np.ndarray, ...]:
+    """For each result, elementwise, the error that computing in `dtype` may leave; zero where nothing is rounded.
+
+    And that of a reference in another dtype, if there is one: it keeps all its bits, whatever the kernel declares.
+    """
+    bound = _bound(problem, arrays)
+    allowed = bound(problem.precision, dtype)
+    if reference is None:
+        return allowed
+    return tuple(kernels + references for kernels, references in zip(allowed, bound(None, reference), strict=True))
+
+
+Bound: TypeAlias = Callable[[str | None, str | np.dtype], tuple[np.ndarray, ...]]
+"""What a precision class may leave in a dtype, on one problem's numbers: what all share is computed once."""
+
+
+def _bound(problem: Problem, arrays: Mapping[str, np.ndarray]) -> Bound:
     magnitudes = {name: np.abs(array).astype(np.float64) for name, array in arrays.items()}
     if problem.operator == "sgd":
-        return _sgd(problem, magnitudes, u, tiny)
+        return lambda precision, dtype: _sgd(problem, magnitudes, *_units(dtype))
     if problem.op.name == "cross_entropy":
-        return _cross_entropy(problem, arrays, u, tiny)
-    if not problem.op.linear_in:
-        # A selection copies; only its gradient adds, at most one dy for each window that holds the pixel.
-        windows = int(np.prod(problem.options.get("kernel_size", (1,))))
-        if "." not in problem.operator or windows == 1:
-            return (np.zeros(problem.output if "." not in problem.operator else problem.shapes["x"]),)
-        return (
-            gamma(windows, u)
-            * np.asarray(problem.call(problem.spec, magnitudes | {"x": arrays["x"].astype(np.float64)})),
-        )
-    if is_winograd(problem):
-        return (winograd_bound(problem, magnitudes, u, tiny),)
-    # Sums of products: the specification on ones counts the terms, on magnitudes it gives sum |x||w| + |b|.
-    ones = {name: np.ones_like(each) for name, each in magnitudes.items()}
-    count, magnitude = np.asarray(problem.call(problem.spec, ones)), np.asarray(problem.call(problem.spec, magnitudes))
-    bits = PRECISIONS["fp64" if problem.precision is None or problem.precision in SIZES else problem.precision]
-    if bits >= significand_bits(str(np.dtype(dtype))):
+        return lambda precision, dtype: _cross_entropy(problem, arrays, *_units(dtype))
+    if problem.op.linear_in:
+        return _sums_of_products(problem, magnitudes)
+    # A selection copies; only its gradient adds, at most one dy for each window that holds the pixel.
+    windows = int(np.prod(problem.options.get("kernel_size", (1,))))
+    if "." not in problem.operator or windows == 1:
+        exact = np.zeros(problem.output if "." not in problem.operator else problem.shapes["x"])
+        return lambda precision, dtype: (exact,)
+    added = np.asarray(problem.specified(magnitudes | {"x": arrays["x"].astype(np.float64)}))
+    return lambda precision, dtype: (gamma(windows, unit_roundoff(dtype)) * added,)
+
+
+def _units(dtype: str | np.dtype) -> tuple[float, float]:
+    return unit_roundoff(dtype), float(np.finfo(dtype).smallest_subnormal)
+
+
+def _sums_of_products(problem: Problem, magnitudes: Mapping[str, np.ndarray]) -> Bound:
+    # On magnitudes the specification gives sum |x||w| + |b|.
+    count, magnitude = counts(problem), np.asarray(problem.specified(magnitudes))
+
+    def bound(precision: str | None, dtype: str | np.dtype) -> tuple[np.ndarray, ...]:
+        u, tiny = _units(dtype)
+        asked = replace(problem, precision=precision)
+        if is_winograd(asked):
+            return (winograd_bound(asked, magnitudes, u, tiny),)
+        bits = PRECISIONS["fp64" if precision is None or precision in SIZES else precision]
+        if bits < significand_bits(str(np.dtype(dtype))):
+            return (_of_cut_operands(asked, magnitudes, magnitude, bits, u, tiny),)
         return (gamma(count + 1, u) * magnitude + count * tiny,)
-    # Tensor cores cut both operands to so many bits and truncate, not round, where they add: twice the unit in both.
-    # What is split in parts has three sums for each product.
+
+    return bound
+
+
+def _of_cut_operands(
+    problem: Problem, magnitudes: Mapping[str, np.ndarray], magnitude: np.ndarray, bits: int, u: float, tiny: float
+) -> np.ndarray:
+    """Tensor cores cut both operands to so many bits and truncate, not round, where they add: twice the unit in both.
+
+    What is split in parts has three sums for each product.
+    """
+    count = counts(problem)
     added = 3 * count if problem.precision in ("3xtf32", "f16x3") else count
     unit = 2.0 ** (1 - bits)
     bound = gamma(added + 1, 2 * u) * magnitude + count * tiny
     bound = bound + ((1 + unit) ** 2 - 1) * (magnitude + bound)
     if problem.precision == "fp16":
         # Half precision also loses what lies below its subnormals.
-        beside = [problem.call(problem.spec, {**magnitudes, name: ones[name]}) for name in magnitudes]
+        beside = [problem.specified({**magnitudes, name: np.ones_like(each)}) for name, each in magnitudes.items()]
         bound = bound + FP16_TINY * (sum(beside) + count * FP16_TINY)
     if problem.precision == "f16x3":
         greatest = {name: _greatest(problem, name, each) for name, each in magnitudes.items()}
-        beside = [problem.call(problem.spec, {**magnitudes, name: each}) for name, each in greatest.items()]
-        bound = bound + SCALED_TINY * (sum(beside) + SCALED_TINY * problem.call(problem.spec, greatest))
-    return (bound,)
+        beside = [problem.specified({**magnitudes, name: each}) for name, each in greatest.items()]
+        bound = bound + SCALED_TINY * (sum(beside) + SCALED_TINY * problem.specified(greatest))
+    return bound
 
 
 def _greatest(problem: Problem, name: str, magnitude: np.ndarray) -> np.ndarray:

@@ -206,7 +206,7 @@ def place(problem: Problem, index: tuple[int, ...]) -> str:
 def specified(problem: Problem, arrays: Mapping[str, np.ndarray], dtype: Any) -> tuple[np.ndarray, ...]:
     """The specification's results, evaluated in `dtype`."""
     given = {name: each if each.dtype.kind == "i" else each.astype(dtype) for name, each in arrays.items()}
-    results = problem.call(problem.spec, given)
+    results = problem.specified(given)
     results = results if isinstance(results, tuple) else (results,)
     # Whole numbers were computed as int64; the kernel's answer is a float that must be exactly that.
     return tuple(np.asarray(each, np.float64) if which == 0 or problem.operator == "sgd" else each

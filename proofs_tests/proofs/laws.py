@@ -203,8 +203,8 @@ def rounds_within_the_derived_bound(kernel: Kernel, problem: Problem) -> Observa
     """On reals, every element is within the rounding that its own sum of products allows."""
     arrays = problem.arrays()
     came = evaluate(kernel, problem, arrays)
-    ratio, right = within_bound(kernel, problem, arrays, came)
-    return Observation(ratio, vacuous=all_zero(right))
+    reference = Reference.of(kernel, problem, arrays)
+    return Observation(reference.judge(came), vacuous=all_zero(reference.right))
 
 
 def _rounding(kernel: Kernel, problem: Problem) -> Problem:
@@ -213,28 +213,34 @@ def _rounding(kernel: Kernel, problem: Problem) -> Problem:
     return replace(problem, precision=rounds_as(problem)) if rounds_as else problem
 
 
-def within_bound(
-    kernel: Kernel, problem: Problem, arrays: Mapping[str, np.ndarray], came: tuple[np.ndarray, ...]
-) -> tuple[float, tuple[np.ndarray, ...]]:
-    """The worst error over its bound, and what is right; raises LawBroken at the first element beyond its bound."""
-    # The reference rounds too, less: float64 for float32, extended precision (where there is one) for float64.
-    wide = np.dtype("float64" if problem.dtype == "float32" else "longdouble")
-    given = {name: each if each.dtype.kind == "i" else each.astype(wide) for name, each in arrays.items()}
-    results = problem.call(problem.spec, given)
-    right = tuple(map(np.asarray, results if isinstance(results, tuple) else (results,)))
-    allowed = tuple(
-        kernels + references
-        for kernels, references in zip(
-            rounding_bound(_rounding(kernel, problem), arrays, problem.dtype),
-            # The reference keeps all the bits that it has: what the kernel declares is no excuse for it.
-            rounding_bound(replace(problem, precision=None), arrays, wide),
-            strict=True,
-        )
-    )
-    if problem.options.get("return_indices"):
-        # Indices are exact by their nature.
-        allowed = (*allowed, np.zeros(problem.output))
-    return compare(problem, came, right, allowed), right
+@dataclass(frozen=True)
+class Reference:
+    """What is right on a problem's reals, and how far from it a kernel's rounding may lead."""
+
+    problem: Problem
+    right: tuple[np.ndarray, ...]
+    allowed: tuple[np.ndarray, ...]
+
+    @staticmethod
+    def of(kernel: Kernel, problem: Problem, arrays: Mapping[str, np.ndarray]) -> "Reference":
+        """For the kernel's precision class on these numbers."""
+        # The reference rounds too, less: float64 for float32, extended precision (where there is one) for float64.
+        wide = np.dtype("float64" if problem.dtype == "float32" else "longdouble")
+        given = {name: each if each.dtype.kind == "i" else each.astype(wide) for name, each in arrays.items()}
+        results = problem.specified(given)
+        right = tuple(map(np.asarray, results if isinstance(results, tuple) else (results,)))
+        allowed = rounding_bound(_rounding(kernel, problem), arrays, problem.dtype, reference=wide)
+        if problem.options.get("return_indices"):
+            # Indices are exact by their nature.
+            allowed = (*allowed, np.zeros(problem.output))
+        return Reference(problem, right, allowed)
+
+    def judge(self, came: tuple[np.ndarray, ...], when: str = "") -> float:
+        """The worst error over its bound; raises LawBroken, which tells `when`, at the first element beyond it."""
+        try:
+            return compare(self.problem, came, self.right, self.allowed)
+        except LawBroken as broken:
+            raise LawBroken(f"{broken}{when and ', '}{when}", broken.problem, broken.index, **broken.values) from None
 
 
 @law("L4", "special", RATIONAL)

@@ -14,7 +14,7 @@ from kernelproof.spec import OPERATORS, UnsupportedError
 
 from .coverage import MANY_CHANNELS, MANY_FILTERS, MATRICES
 from .judging import Kernel, LawBroken, declared, evaluate, same_bits
-from .laws import Observation, law, within_bound
+from .laws import Observation, Reference, law
 from .memory import POISONS, Overrun, poisoned
 from .neighbours import neighbour, of_one_shape
 from .pages import PROTECTS, in_read_only_pages
@@ -40,7 +40,8 @@ def gives_the_same_bits_again(kernel: Kernel, problem: Problem) -> Observation:
     first = evaluate(kernel, problem, arrays)
     kept = _copies(first)
     after = evaluate(kernel, between, others)
-    _judge(kernel, between, others, after, f"called after another problem, {_change(problem, between)}")
+    told = f"called after another problem, {_change(problem, between)}"
+    Reference.of(kernel, between, others).judge(after, told)
     kept_after = _copies(after)
     same_bits(problem, kept, first, "once a later call was made")
     for result in (*first, *after):
@@ -69,11 +70,11 @@ def sees_that_its_inputs_have_changed(kernel: Kernel, problem: Problem) -> Obser
         array = arrays[name].flat
         array[one], array[two] = generator.choice([others[name].flat[one], array[two]]), array[one]
         came = evaluate(kernel, problem, arrays)
-        _judge(kernel, problem, arrays, came, f"after an element or two of {name} were changed")
+        Reference.of(kernel, problem, arrays).judge(came, f"after an element or two of {name} were changed")
     for name, values in others.items():
         arrays[name][...] = values
     came = evaluate(kernel, problem, arrays)
-    _judge(kernel, problem, arrays, came, "after the values in its arrays were changed")
+    Reference.of(kernel, problem, arrays).judge(came, "after the values in its arrays were changed")
     return Observation()
 
 
@@ -94,14 +95,16 @@ def keeps_apart_what_was_one_array(kernel: Kernel, problem: Problem) -> Observat
     alike = [name for name in arrays if arrays[name].shape == arrays[first].shape]
     one = arrays | dict.fromkeys(alike, arrays[first])
     # Twice each, with the same bits: what is remembered may be served from the second call on.
-    for given, when in ((one, "where {} are one array"), (others, "after a call in which {} were one array")):
-        once: tuple[np.ndarray, ...] = ()
+    names = " and ".join(alike)
+    for given, when in (
+        (one, f"where {names} are one array"),
+        (others, f"after a call in which {names} were one array"),
+    ):
+        reference, once = Reference.of(kernel, problem, given), ()
         for _ in range(2):
             came = evaluate(kernel, problem, given)
-            _judge(kernel, problem, given, came, when.format(" and ".join(alike)))
-            same_bits(
-                problem, once or came, came, f"when the same call is made again, {when.format(' and '.join(alike))}"
-            )
+            reference.judge(came, when)
+            same_bits(problem, once or came, came, f"when the same call is made again, {when}")
             once = _copies(came)
     return Observation()
 
@@ -174,15 +177,6 @@ def reads_its_inputs_and_nothing_beside_them(kernel: Kernel, problem: Problem) -
 
 def _copies(results: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     return tuple(result.copy() for result in results)
-
-
-def _judge(
-    kernel: Kernel, problem: Problem, arrays: dict[str, np.ndarray], came: tuple[np.ndarray, ...], when: str
-) -> None:
-    try:
-        within_bound(kernel, problem, arrays, came)
-    except LawBroken as broken:
-        raise LawBroken(f"{broken}, {when}", problem, broken.index, **broken.values) from None
 
 
 def _change(problem: Problem, other: Problem) -> str:

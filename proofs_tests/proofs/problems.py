@@ -8,7 +8,7 @@ come from chance or from hypothesis: kernelproof.proofs.drawing.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -100,6 +100,15 @@ class Problem:
         return find(self.operator)
 
     @property
+    def configuration(self) -> "Problem":
+        """What this problem has in common with all that differ in their values alone: shapes and options."""
+        return replace(self, family="whole", seed=0, dtype="float32", layout="contiguous", precision=None)
+
+    def specified(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """What the specification gives for arrays of these shapes, of any scalar type."""
+        return self.call(_specification(self.configuration), arrays)
+
+    @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """The operator's own arguments."""
         return _parameters(self.operator)
@@ -141,6 +150,27 @@ def layouts_of(family: str) -> tuple[str, ...]:
     probability rests, or where only one is not zero.
     """
     return LAYOUTS[:-1] if family in ("whole", "mantissa") else LAYOUTS
+
+
+class _Specification:
+    """The specification on one configuration: it checks the shapes of the first arrays, and all others have the same.
+
+    The check takes longer than a small problem's arithmetic, and a law evaluates up to five times.
+    """
+
+    def __init__(self, operator: Operator[...]) -> None:
+        self._operator, self._checked = operator, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        evaluate = self._operator.unchecked if self._checked else self._operator
+        result = evaluate(*args, **kwargs)
+        self._checked = True
+        return result
+
+
+@lru_cache(maxsize=16)  # A configuration's evaluations follow each other, a neighbour's among them.
+def _specification(configuration: Problem) -> _Specification:
+    return _Specification(configuration.spec)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -51,35 +50,50 @@ def operand_bits(problem: "Problem") -> int:
     return PRECISIONS[problem.precision] if problem.precision else significand_bits(problem.dtype)
 
 
+def counts(problem: "Problem") -> np.ndarray:
+    """How many products each output element sums: the specification on ones counts them."""
+    return _counts(problem.configuration)
+
+
+@lru_cache(maxsize=8)  # As large as results are. The draws of a configuration follow each other.
+def _counts(configuration: "Problem") -> np.ndarray:
+    counted = np.asarray(configuration.specified({name: np.ones(s) for name, s in configuration.array_shapes.items()}))
+    counted.flags.writeable = False
+    return counted
+
+
 def terms(problem: "Problem") -> int:
-    """The greatest number of products that one output element sums: the specification on ones counts them."""
-    # The same for all draws of a configuration.
-    return _terms(replace(problem, family="whole", seed=0, dtype="float32", layout="contiguous"))
+    """The greatest number of products that one output element sums."""
+    return _terms(problem.configuration)
 
 
 @lru_cache(maxsize=256)
-def _terms(problem: "Problem") -> int:
-    if not problem.op.linear_in:
+def _terms(configuration: "Problem") -> int:
+    if not configuration.op.linear_in:
         # Selections: an output is one input; a gradient sums at most one dy for each window.
-        return max(1, math.prod(problem.options.get("kernel_size", (1,))))
-    ones = {name: np.ones(shape, np.int64) for name, shape in problem.array_shapes.items()}
-    if problem.operator == "sgd":
-        return 1 + problem.options["learning_rate"] * (1 + problem.options["momentum"])
-    counted = problem.call(problem.spec, ones)
-    return max(1, int(counted.max(initial=1)))
+        return max(1, math.prod(configuration.options.get("kernel_size", (1,))))
+    if configuration.operator == "sgd":
+        return 1 + configuration.options["learning_rate"] * (1 + configuration.options["momentum"])
+    return int(_counts(configuration).max(initial=1))
+
+
+def sum_bits(problem: "Problem") -> int:
+    """Bits that a kernel's sums hold exactly: float32's, but where it takes float64 and declares no fewer bits."""
+    in_its_own_type = problem.precision in (None, "fp64", "winograd2", "winograd4")
+    return significand_bits(problem.dtype if in_its_own_type else "float32")
 
 
 def largest_whole(problem: "Problem", counted: int | None = None) -> int:
-    """The greatest M such that sums of `terms` products of whole numbers up to M are exact in float32, in any order.
+    """The greatest M such that sums of `terms` products of whole numbers up to M are exact, in any order.
 
     `counted` are the terms, where they are known.
     """
-    room = 2 ** significand_bits("float32") // ((counted or terms(problem)) * GROWTH.get(problem.precision or "", 1))
+    room = 2 ** sum_bits(problem) // ((counted or terms(problem)) * GROWTH.get(problem.precision or "", 1))
     return max(1, min(math.isqrt(room), 2 ** EXACT_PRODUCTS.get(problem.precision or "", operand_bits(problem))))
 
 
 def whole(problem: "Problem", generator: np.random.Generator, most: int | None = None) -> Arrays:
-    """Uniform whole numbers, so small that every partial sum is exact: `terms * M * M <= 2**24`."""
+    """Uniform whole numbers, so small that every partial sum is exact: `terms * M * M <= 2**24`, float64's 2**53."""
     most = most or largest_whole(problem)
     return _each(problem, lambda shape: generator.integers(-most, most + 1, shape))
 

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
-from math import prod
+from math import isqrt, prod
 from typing import Any
 
 import nested_loops
 import numpy as np
 import pytest
 from drawn import DRAWN, LINEAR, drawn, small
+from jaxtyping import Shaped
 
 from kernelproof.proofs.drawing import Domain, shrink
 from kernelproof.proofs.problems import BLOCKS, CLASSES, FAR, LAYOUTS, LONG, MANY, PIXELS, PLANE, TILES, WIDE, Problem
 from kernelproof.proofs.values import laid_out, largest_whole, terms
 from kernelproof.spec import OPERATORS, Window
+from kernelproof.spec.operator import operator as made_public
 
 
 def each(operator: str, what: Any, family: str = "whole", count: int = DRAWN) -> set[Any]:
@@ -340,7 +342,8 @@ def test_whole_numbers_are_as_large_as_exact_sums_allow(operator: str) -> None:
         counted = max(1, int(np.max(problem.call(loops, ones), initial=1)))
         most = largest_whole(problem)
         assert terms(problem) == counted
-        assert counted * most**2 <= 2**24 < counted * (most + 1) ** 2
+        exactly = 2**24 if problem.dtype == "float32" else 2**53
+        assert counted * most**2 <= exactly < counted * (most + 1) ** 2
         assert all(np.abs(array).max(initial=0) <= most for array in problem.arrays().values())
 
 
@@ -352,11 +355,35 @@ def test_whole_numbers_fit_the_precision(precision: str, most: int) -> None:
     assert largest_whole(one) == most
 
 
+@pytest.mark.parametrize(
+    ("precision", "most"), [(None, isqrt(2**53 // 9)), ("fp32", 1365), ("tf32", 1365), ("winograd2", 2**16)]
+)
+def test_whole_numbers_of_float64_fill_its_sums_unless_fewer_bits_are_declared(precision: str, most: int) -> None:
+    nine = Problem("linear", {"x": (1, 9), "weight": (1, 9)}, {}, (1, 1), "whole", dtype="float64", precision=precision)
+    assert largest_whole(nine) == most
+
+
 def test_whole_numbers_of_other_sums() -> None:
     shapes = {"parameter": (2,), "gradient": (2,), "velocity": (2,)}
     step = Problem("sgd", shapes, {"learning_rate": 2, "momentum": 3}, (2,), "whole")
     assert terms(step) == 1 + 2 * (1 + 3)
     assert largest_whole(step, 2**25) == 1
+
+
+def test_the_specification_checks_its_shapes_on_the_first_arrays_of_every_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A specification whose result has another shape than it says is refused, for each configuration, every time."""
+
+    def keeps_an_axis(dy: Shaped[np.ndarray, "n k"]) -> Shaped[np.ndarray, " k"]:
+        return dy.sum(axis=0, keepdims=True)
+
+    monkeypatch.setattr(Problem, "spec", made_public(OPERATORS["linear.dbias"].door)(keeps_an_axis))
+    for n in (21, 22):
+        problem = Problem("linear.dbias", {"x": (n, 2), "weight": (3, 2)}, {}, (n, 3), "real")
+        for seed in range(2):
+            with pytest.raises(Exception, match="return value"):
+                problem.specified(replace(problem, seed=seed).arrays())
 
 
 def test_whole_numbers_take_every_value() -> None:

@@ -88,9 +88,9 @@ def test_lower_precision_may_be_off_by_the_bits_it_cuts(precision: str, bits: in
 
 
 def test_weights_of_an_input_gradient_share_a_scale_by_channel() -> None:
-    shapes, window = {"dy": (1, 2, 2, 2), "weight": (2, 3, 1, 1)}, {"stride": (1, 1), "padding": ((0, 0), (0, 0))}
-    options = window | {"dilation": (1, 1), "groups": 1, "x_shape": (1, 3, 2, 2)}
-    problem = Problem("conv2d.dx", shapes, options, (1, 3, 2, 2), "real", precision="f16x3")
+    shapes, window = {"x": (1, 3, 2, 2), "weight": (2, 3, 1, 1)}, {"stride": (1, 1), "padding": ((0, 0), (0, 0))}
+    options = window | {"dilation": (1, 1), "groups": 1}
+    problem = Problem("conv2d.dx", shapes, options, (1, 2, 2, 2), "real", precision="f16x3")
     arrays = {"dy": np.ones((1, 2, 2, 2), np.float32), "weight": np.ones((2, 3, 1, 1), np.float32)}
     (before,) = rounding_bound(problem, arrays, "float32")
     arrays["weight"][0, 2] = 2.0**40
