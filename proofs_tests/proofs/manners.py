@@ -15,7 +15,7 @@ from kernelproof.spec import OPERATORS, UnsupportedError
 from .coverage import MANY_CHANNELS, MANY_FILTERS, MATRICES
 from .judging import Kernel, LawBroken, declared, evaluate, same_bits
 from .laws import Observation, Reference, law
-from .memory import POISONS, Overrun, poisoned
+from .memory import POISONS, Overrun, on_poisoned_memory
 from .neighbours import neighbour, of_one_shape
 from .pages import PROTECTS, in_read_only_pages
 from .problems import Problem
@@ -157,8 +157,7 @@ def touches_no_memory_but_its_own(kernel: Kernel, problem: Problem) -> Observati
     right = _copies(evaluate(kernel, problem, problem.arrays()))
     for poison in POISONS:
         try:
-            with poisoned(poison):
-                came = evaluate(kernel, problem, problem.arrays())
+            came = on_poisoned_memory(poison, lambda: evaluate(kernel, problem, problem.arrays()))
         except Overrun as overrun:
             raise LawBroken(f"{problem.operator}: something was written {overrun}", problem) from None
         same_bits(problem, right, came, f"where unwritten memory is filled with {poison:#x}")

@@ -6,10 +6,12 @@ array damages a fence. numpy takes its allocator from a handler (NEP 49), so no 
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from numpy._core import _multiarray_umath  # type: ignore[reportPrivateUsage] - the home of numpy's C API
+
+T = TypeVar("T")
 
 FENCE = 64
 """Bytes on either side of an array: it stays aligned as malloc aligned it."""
@@ -22,11 +24,29 @@ class Overrun(Exception):  # noqa: N818 - it is what happened
     """Something wrote beside an array."""
 
 
+def on_poisoned_memory(poison: int, call: Callable[[], T]) -> T:
+    """What `call` gives where what numpy allocates for this thread holds `poison`; raises Overrun, what it raises."""
+    try:
+        came = _called(call, poison, _fenced.handler)
+        if not _fenced.lost:
+            return came
+    except BaseException:
+        if not _fenced.lost:
+            raise
+    # A kernel that tries what numpy refuses, and then something else, did not hear of the refusal.
+    return _called(call, poison, _fenced.keeper)
+
+
+def _called(call: Callable[[], T], poison: int, handler: object) -> T:
+    with _poisoned(poison, handler):
+        return call()
+
+
 @contextlib.contextmanager
-def poisoned(poison: int) -> Iterator[None]:
+def _poisoned(poison: int, handler: object) -> Iterator[None]:
     """What numpy allocates for this thread in this block holds `poison`; raises Overrun if a fence was damaged."""
-    _fenced.poison = poison
-    before = _set_handler(_fenced.handler)
+    _fenced.poison, _fenced.lost = poison, False
+    before = _set_handler(handler)
     try:
         yield
         _fenced.check()
@@ -43,6 +63,9 @@ class _Handler(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char * 127), ("version", ctypes.c_uint8), ("allocator", _Allocator)]
 
 
+_nothing = ctypes.PYFUNCTYPE(ctypes.c_int)(("Py_IsInitialized", ctypes.pythonapi))
+"""Does nothing, and as every call by ctypes raises the exception that is on its way in C."""
+
 _malloc = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("PyMem_RawMalloc", ctypes.pythonapi))
 _free = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("PyMem_RawFree", ctypes.pythonapi))
 
@@ -52,6 +75,8 @@ class _Fenced:
 
     def __init__(self) -> None:
         self.poison, self.blocks, self.damaged = 0, dict[int, tuple[int, int]](), list[str]()
+        # Whether numpy freed an array while an exception was on its way from it: Python code ends that way.
+        self.lost = False
         address, size = ctypes.c_void_p, ctypes.c_size_t
         self.functions = (
             ctypes.CFUNCTYPE(address, address, size)(lambda _, size: self.allocate(size)),
@@ -59,11 +84,14 @@ class _Fenced:
             ctypes.CFUNCTYPE(address, address, address, size)(lambda _, block, size: self.resize(block, size)),
             ctypes.CFUNCTYPE(None, address, address, size)(lambda _, block, size: self.free(block)),
         )
-        pointers = (ctypes.cast(each, address) for each in self.functions)
-        self.structure = _Handler(b"kernelproof_fenced", 1, _Allocator(None, *pointers))
+        pointers = [ctypes.cast(each, address) for each in self.functions]
+        self.structures = [
+            _Handler(b"kernelproof_fenced", 1, _Allocator(None, *pointers)),
+            _Handler(b"kernelproof_kept", 1, _Allocator(None, *pointers[:3], ctypes.cast(_nothing, address))),
+        ]
         capsule = ctypes.pythonapi.PyCapsule_New
         capsule.restype, capsule.argtypes = ctypes.py_object, [address, ctypes.c_char_p, address]
-        self.handler = capsule(ctypes.addressof(self.structure), b"mem_handler", None)
+        self.handler, self.keeper = (capsule(ctypes.addressof(each), b"mem_handler", None) for each in self.structures)
 
     def allocate(self, size: int) -> int | None:
         start = _malloc(size + 2 * FENCE)
@@ -87,6 +115,10 @@ class _Fenced:
         return new
 
     def free(self, block: int | None) -> None:
+        try:
+            _nothing()
+        except BaseException:
+            self.lost = True
         if block is None:  # NULL, which C's free takes.
             return
         self.look_at(block)

@@ -1,5 +1,6 @@
 """The laws cannot be cheated: kernels that want to pass without being right are refuted, and by what they did."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -571,3 +572,26 @@ def test_a_kernel_that_raises_for_values_is_refuted_whatever_their_layout() -> N
 
     assert verify(kernel, "relu", level="L1", examples=20).verdict == "refuted"
     assert verify(dense_only(RuntimeError), "conv2d", level="L1", examples=20).verdict == "refuted"
+
+
+def test_a_kernel_that_tries_what_numpy_refuses_and_then_something_else_is_proven(capfd: Any) -> None:
+    def kernel(x: Any) -> Any:
+        try:
+            return np.zeros((*x.shape, 2)) + np.zeros((*x.shape, 3))
+        except ValueError:
+            return answer(x)
+
+    assert verify(kernel, "relu", level="L8", examples=10).verdict == "proven"
+    assert capfd.readouterr().err == ""
+
+
+def test_memory_that_is_kept_is_watched_too() -> None:
+    def kernel(x: Any) -> Any:
+        with contextlib.suppress(ValueError):
+            np.zeros((*x.shape, 2)) + np.zeros((*x.shape, 3))
+        return CHEATS["writes_beside_its_result"][2]()(x)
+
+    failures = verify(kernel, "relu", level="L8", examples=10).failures
+    assert any(
+        "something was written after an array" in str(each.failure and each.failure.message) for each in failures
+    )
