@@ -18,7 +18,7 @@ from .coverage import predicates
 from .drawing import Domain, shrink
 from .fitting import fitted
 from .isolation import Isolated
-from .judging import told
+from .judging import said, told
 from .laws import LAWS, Law, LawBroken, Observation
 from .problems import Problem
 from .report import RATIO_BINS, Failure, Result
@@ -60,8 +60,10 @@ def directly(subject: Subject) -> Check:
             return law.check(subject.kernel(problem.operator), problem)
         except (LawBroken, UnsupportedError, NotImplementedError):
             raise
-        except Exception as error:
-            # A legal call: whatever the kernel raises is an answer that the law does not allow.
+        except KeyboardInterrupt:
+            raise  # It may be the user's.
+        except BaseException as error:
+            # A legal call: whatever the kernel raises, SystemExit too, is an answer that the law does not allow.
             raise told(problem, error) from error
 
     return check
@@ -74,7 +76,7 @@ def outside(subject: Subject) -> str:
 
 def reason(declined: Exception) -> str:
     """Why a kernel declined a problem, in its own words."""
-    return str(declined) or f"it raised {type(declined).__name__}"
+    return said(declined) or f"it raised {type(declined).__name__}"
 
 
 def _always(problem: Problem) -> bool:

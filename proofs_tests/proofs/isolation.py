@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import io
+import math
 import multiprocessing
 import os
 import pickle
@@ -15,11 +17,12 @@ from types import ModuleType
 from typing import Any
 
 import cloudpickle
+import numpy as np
 
 from kernelproof.spec import UnsupportedError
 
-from .judging import told
-from .laws import LAWS, Law, LawBroken, Observation
+from .judging import Differences, evaluate, said, told
+from .laws import LAWS, Law, LawBroken, Observation, rounding, rounds_within_the_derived_bound, within_bound
 from .problems import Problem
 from .subject import Subject
 
@@ -33,12 +36,19 @@ TRIED = 8
 PATIENCE = 20
 """Seconds after which that ends."""
 
+LARGEST = 2**30
+"""Bytes of an answer, at most."""
+
+SOON = 1024
+"""Elements of the arrays of a problem that is soon judged twice; most are such."""
+
 
 class Isolated:
     """Checks laws in a child process, which is started anew when a kernel has ended it.
 
-    Only the problem travels: the child draws the arrays from its seed. Use as a context manager. Without a time limit
-    it waits as long as the kernel takes.
+    Only the problem travels: the child draws the arrays from its seed. There a kernel has its judge in reach, so what
+    it gives for the law of rounding, which all operators have, is judged here once more, where that is soon done. Use
+    as a context manager. Without a time limit it waits as long as the kernel takes.
     """
 
     def __init__(self, subject: Subject, time_limit: float | None) -> None:
@@ -59,28 +69,61 @@ class Isolated:
         if why := self.refusal():
             raise NotImplementedError(why)
         # Each hang costs the whole time limit, so it is not shrunk: the case that hung stands.
-        if self.hung is None:
-            self._ask(law, problem)
-        elif problem != self.hung:
+        if self.hung is not None and problem != self.hung:
             return Observation(vacuous=True)
+        outcome = self._asked(law.name, problem)
+        if not isinstance(outcome, Observation):
+            raise _no_answer(problem)
+        self._before.append((problem, False))
+        if law is rounds_within_the_derived_bound and sum(map(math.prod, problem.array_shapes.values())) <= SOON:
+            self._judge(problem)
+        return outcome
+
+    def _judge(self, problem: Problem) -> None:
+        """Raise LawBroken if what the kernel gives does not stand before a judge whom it cannot reach."""
+        given = self._asked(_RESULTS, problem)
+        if not isinstance(given, list):
+            raise _no_answer(problem)
+        kernel = self._subject.kernel(problem.operator)
+        rounded = rounding(kernel, problem)
+        try:
+            came = tuple(np.ndarray(shape, dtype, buffer=data) for dtype, shape, data in given)
+            within_bound(kernel, rounded, rounded.arrays(), came)
+        except LawBroken as broken:
+            broken.args = (f"{broken} (so another process finds; its own judge, which it can reach, does not)",)
+            raise
+        except Exception as error:
+            raise _no_answer(problem) from error
+
+    def _asked(self, what: str, problem: Problem) -> Any:
+        """What the child answers; raises what it raised there, LawBroken if none came that is one."""
+        if self.hung is None:
+            self._ask(what, problem)
         if self.hung is not None:
             message = f"{problem.operator}: the kernel did not return within {self._time_limit:g} s"
             raise LawBroken(message, problem)
         try:
-            outcome = self._connection.recv()
+            outcome = _received(self._connection)
         except (EOFError, ConnectionError):
             self._process.join()
             raise LawBroken(
                 f"{problem.operator}: the kernel ended its process ({self._end_of_child()})", problem
             ) from None
-        if isinstance(outcome, Observation):
-            self._before.append((problem, False))
+        except Exception as error:
+            self._end(patience=0)  # What is left in the pipe is no answer either.
+            raise _no_answer(problem) from error
+        if not isinstance(outcome, tuple):
             return outcome
-        kind, message, index, values = outcome
-        self._before.append((problem, kind == "unsupported" or "refusal" in values))
+        try:
+            kind, message, index, values = outcome
+            refused = kind == "unsupported" or "refusal" in values
+            broken = LawBroken(message, problem, tuple(index), **values)
+        except (TypeError, ValueError):
+            raise _no_answer(problem) from None
+        self._before.append((problem, refused))
         if kind == "unsupported":
             raise NotImplementedError(message)
-        raise LawBroken(message, problem, index, **values)
+        raise broken
 
     def anew(self, law: Law, problem: Problem) -> LawBroken | None:
         """How the law breaks in a new process: on this problem alone, or after one of those that came before it.
@@ -120,12 +163,12 @@ class Isolated:
                 self._refusal = str(error)
         return self._refusal and f"it cannot be brought to a process of its own: {self._refusal}"
 
-    def _ask(self, law: Law, problem: Problem) -> None:
+    def _ask(self, what: str, problem: Problem) -> None:
         """Send the problem and wait for an answer; `hung` afterwards if none came."""
         if self._process is None or not self._process.is_alive():
             self._start()
         with contextlib.suppress(ConnectionError):  # The child is dead: the answer will not come, and tells.
-            self._connection.send((law.name, problem))
+            self._connection.send((what, problem))
             if not self._connection.poll(self._time_limit):
                 self._end(patience=0)
                 self.hung = problem
@@ -135,13 +178,11 @@ class Isolated:
         pickled, self._refusal, self._before = self._pickled, "", []
         self._connection, theirs = _context().Pipe()
         arguments = pickled, dict(os.environ), theirs
-        self._process = _context().Process(target=_serve, args=arguments, daemon=True)
-        with _STARTING, _as_no_daemon(), _as_no_script():
-            self._process.start()
+        self._process = _started(arguments)
         theirs.close()
         # Starting is not the kernel's time.
-        with contextlib.suppress(EOFError, ConnectionError):
-            self._refusal = self._connection.recv()
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+            self._refusal = str(_received(self._connection))
 
     @functools.cached_property
     def _pickled(self) -> bytes:
@@ -165,6 +206,40 @@ class Isolated:
             return signal.Signals(-status).name
         except ValueError:  # One of the real-time signals between those that have names.
             return f"signal {-status}"
+
+
+def _started(arguments: tuple[Any, ...]) -> Any:
+    """A child at work; once more where a kernel has ended the server that children are copies of."""
+    for again in (True, False):
+        process = _context().Process(target=_serve, args=arguments, daemon=True)
+        try:
+            with _STARTING, _as_no_daemon(), _as_no_script():
+                process.start()
+        except (EOFError, OSError):
+            if not again:
+                raise
+        else:
+            return process
+    raise AssertionError
+
+
+def _no_answer(problem: Problem) -> LawBroken:
+    return LawBroken(f"{problem.operator}: the kernel's process sent what is no answer", problem)
+
+
+class _Data(pickle.Unpickler):
+    """Reads what a child sends. A kernel can reach the pipe, and may say what it likes: nothing of it is run here."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What an answer is made of, and no more."""
+        known = {(each.__module__, each.__qualname__): each for each in (Observation, Differences)}
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an answer")
+        return known[module, name]
+
+
+def _received(connection: Connection) -> Any:
+    return _Data(io.BytesIO(connection.recv_bytes(LARGEST))).load()
 
 
 @functools.cache
@@ -217,20 +292,26 @@ def _serve(pickled: bytes, environment: dict[str, str], connection: Connection) 
     connection.send("")
     while True:
         try:
-            law, problem = connection.recv()
-        except (EOFError, ConnectionError, KeyboardInterrupt):
-            return
-        try:
-            connection.send(_outcome(LAWS[law], subject, problem))
-        except ConnectionError:  # The parent is gone: nobody waits for the answer.
-            return
+            what, problem = connection.recv()
+            connection.send(_outcome(what, subject, problem))
+        except (EOFError, OSError, KeyboardInterrupt):
+            return  # The parent is gone, or the kernel has closed the pipe: there is nobody to answer.
 
 
-def _outcome(law: Law, subject: Subject, problem: Problem) -> Any:
+_RESULTS = "results"
+"""What is asked for the kernel's own results, and not for what a law finds of them."""
+
+
+def _outcome(what: str, subject: Subject, problem: Problem) -> Any:
+    kernel = subject.kernel(problem.operator)
     try:
-        return law.check(subject.kernel(problem.operator), problem)
+        if what != _RESULTS:
+            return LAWS[what].check(kernel, problem)
+        rounded = rounding(kernel, problem)
+        results = evaluate(kernel, rounded, rounded.arrays())
+        return [(each.dtype.str, each.shape, each.tobytes()) for each in results]
     except (UnsupportedError, NotImplementedError) as declined:
-        return "unsupported", str(declined), (), {}
+        return "unsupported", said(declined), (), {}
     except LawBroken as broken:
         return "broken", str(broken), broken.index, broken.values
     except BaseException as error:

@@ -77,6 +77,14 @@ def declared(kernel: Kernel) -> Declared:
     return kernel if isinstance(kernel, Declared) else Declared(kernel, lambda problem: True)
 
 
+def said(error: BaseException) -> str:
+    """What an exception says, whatever its author made of it."""
+    try:
+        return str(error)
+    except Exception as worse:
+        return f"(its text raises {type(worse).__name__})"
+
+
 def told(problem: Problem, error: BaseException) -> LawBroken:
     """What an exception says of a kernel: that its legal call raised, or that what it gave could not be judged."""
     trace, of_kernel = error.__traceback__, False
@@ -84,7 +92,7 @@ def told(problem: Problem, error: BaseException) -> LawBroken:
         of_kernel = of_kernel or trace.tb_frame.f_code is Declared.__call__.__code__
         trace = trace.tb_next
     what = "the kernel raised" if of_kernel else "what the kernel gave could not be judged:"
-    refusal = f"{type(error).__name__}: {error}"
+    refusal = f"{type(error).__name__}: {said(error)}"
     refused: dict[str, Any] = {"refusal": refusal} if of_kernel and isinstance(error, ValueError | TypeError) else {}
     return LawBroken(f"{problem.operator}: {what} {refusal}", problem, **refused)
 

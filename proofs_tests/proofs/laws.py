@@ -81,7 +81,7 @@ def law(
 
     def register(check: Callable[[Kernel, Problem], Observation]) -> Law:
         def checked(kernel: Kernel, problem: Problem) -> Observation:
-            rounded = _rounding(kernel, problem)
+            rounded = rounding(kernel, problem)
             try:
                 seen = check(kernel, rounded)
             except LawBroken as broken:
@@ -207,7 +207,7 @@ def rounds_within_the_derived_bound(kernel: Kernel, problem: Problem) -> Observa
     return Observation(reference.judge(came), vacuous=all_zero(reference.right))
 
 
-def _rounding(kernel: Kernel, problem: Problem) -> Problem:
+def rounding(kernel: Kernel, problem: Problem) -> Problem:
     """The problem in the precision class whose rounding the kernel is allowed there."""
     rounds_as = declared(kernel).rounds_as
     return replace(problem, precision=rounds_as(problem)) if rounds_as else problem
@@ -229,7 +229,7 @@ class Reference:
         given = {name: each if each.dtype.kind == "i" else each.astype(wide) for name, each in arrays.items()}
         results = problem.specified(given)
         right = tuple(map(np.asarray, results if isinstance(results, tuple) else (results,)))
-        allowed = rounding_bound(_rounding(kernel, problem), arrays, problem.dtype, reference=wide)
+        allowed = rounding_bound(rounding(kernel, problem), arrays, problem.dtype, reference=wide)
         if problem.options.get("return_indices"):
             # Indices are exact by their nature.
             allowed = (*allowed, np.zeros(problem.output))

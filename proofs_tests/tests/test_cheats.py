@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from kernelproof import spec
 from kernelproof.proofs import LawBroken, Problem, check, verify
 from kernelproof.proofs.hold import hold
 from kernelproof.proofs.jobs import APART_LIMIT, kept
+from kernelproof.proofs.laws import Observation
 from kernelproof.proofs.subject import subject_of
 from kernelproof.proofs.verify import laws_for
 
@@ -595,3 +597,85 @@ def test_memory_that_is_kept_is_watched_too() -> None:
     assert any(
         "something was written after an array" in str(each.failure and each.failure.message) for each in failures
     )
+
+
+def patches_its_judge(x: Any) -> Any:
+    laws: Any = sys.modules["kernelproof.proofs.laws"]
+    laws.compare = lambda *args: 0.0
+    return np.ones_like(x)
+
+
+def answers_for_its_judge(x: Any) -> Any:
+    """Finds the pipe that its judge's answers go through."""
+    frame: Any = sys._getframe()
+    while frame and "connection" not in frame.f_locals:
+        frame = frame.f_back
+    if frame is None:
+        return np.zeros_like(x)
+    while True:
+        frame.f_locals["connection"].send(Observation())
+        frame.f_locals["connection"].recv()
+
+
+def sends_what_ends_who_reads_it(x: Any) -> Any:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os._exit, (0,)
+
+    frame: Any = sys._getframe()
+    while frame and "connection" not in frame.f_locals:
+        frame = frame.f_back
+    if frame:
+        frame.f_locals["connection"].send(Bomb())
+    return answer(x)
+
+
+def sends_noise(x: Any) -> Any:
+    frame: Any = sys._getframe()
+    while frame and "connection" not in frame.f_locals:
+        frame = frame.f_back
+    if frame:
+        os.write(frame.f_locals["connection"].fileno(), b"\0\0\0\5noise")
+    return answer(x)
+
+
+def closes_every_file(x: Any) -> Any:
+    if "connection" in sys._getframe(1).f_globals or multiprocessing.parent_process():
+        os.closerange(0, 256)
+    return answer(x)
+
+
+def ends_who_began_it(x: Any) -> Any:
+    if x.size > 4 and multiprocessing.parent_process():
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(0.1)
+    return np.zeros_like(x)
+
+
+@pytest.mark.parametrize(("kernel", "says"), [
+    (patches_its_judge, "its own judge, which it can reach, does not"),
+    (answers_for_its_judge, "sent what is no answer"),
+    (sends_what_ends_who_reads_it, "sent what is no answer"),
+    (sends_noise, "sent what is no answer"),
+    (closes_every_file, "ended its process"),
+    (ends_who_began_it, "the specification"),
+])  # fmt: skip
+def test_who_reaches_its_judge_does_not_reach_the_one_outside(kernel: Callable[..., Any], says: str) -> None:
+    report = verify(kernel, "relu", level="L3", examples=3, time_limit=60)
+    assert report.verdict == "refuted"
+    assert says in str(report)
+
+
+class _Unspeakable(BaseException):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), _Unspeakable()])
+@pytest.mark.parametrize("time_limit", [None, 60])
+def test_whatever_a_kernel_raises_is_an_answer(error: BaseException, time_limit: float | None) -> None:
+    def kernel(x: Any) -> Any:
+        raise error
+
+    report = verify(kernel, "relu", level="L1", examples=3, time_limit=time_limit)
+    assert f"the kernel raised {type(error).__name__}" in str(report)
