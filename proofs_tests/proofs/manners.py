@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,6 +26,9 @@ ALIASED = (
 )  # fmt: skip
 """Operators with several arguments that can have one shape."""
 
+MOMENT = 0.2
+"""Seconds that threads, which a call has begun and left behind, have to be done with its result."""
+
 THREADS = (1, 2, 3, os.cpu_count() or 1)
 """The last number is what a kernel is left with whose declaration cannot be undone."""
 
@@ -35,10 +39,13 @@ def gives_the_same_bits_again(kernel: Kernel, problem: Problem) -> Observation:
 
     The neighbour differs in one thing (values, dtype, layout, batch, bias, one option), which no cache may overlook.
     """
-    between = neighbour(problem, declared(kernel).supports)
+    between, before = neighbour(problem, declared(kernel).supports), set(threading.enumerate())
     arrays, others = problem.arrays(), between.arrays()
     first = evaluate(kernel, problem, arrays)
     kept = _copies(first)
+    if begun := set(threading.enumerate()) - before:
+        _wait_for(begun)
+        same_bits(problem, kept, first, "once the threads that it began were done")
     after = evaluate(kernel, between, others)
     told = f"called after another problem, {_change(problem, between)}"
     Reference.of(kernel, between, others).judge(after, told)
@@ -172,6 +179,13 @@ def reads_its_inputs_and_nothing_beside_them(kernel: Kernel, problem: Problem) -
         # What it gives is other laws' business.
         evaluate(kernel, problem, {name: in_read_only_pages(array, at_the_end) for name, array in drawn.items()})
     return Observation()
+
+
+def _wait_for(threads: set[threading.Thread]) -> None:
+    """Until these are done, or have had their time: a pool's are never done."""
+    until = time.monotonic() + MOMENT
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 def _copies(results: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

@@ -193,6 +193,16 @@ def returns_the_same_buffer_each_time() -> Any:
     return kernel
 
 
+@cheat("once the threads that it began were done")
+def writes_to_its_result_later() -> Any:
+    def kernel(x: Any) -> Any:
+        y = np.array(answer(x))
+        threading.Thread(target=lambda: (time.sleep(0.05), y.fill(7)), daemon=True).start()
+        return y
+
+    return kernel
+
+
 @cheat("the kernel gives -1")
 def hands_out_what_it_keeps() -> Any:
     kept: dict[bytes, Any] = {}
