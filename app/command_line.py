@@ -108,7 +108,7 @@ def run() -> int:
         # Whoever read the output has what it wanted; Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PROVEN
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         errors.print(f"kernelproof: {error}", markup=False)
         return WRONG_USAGE
     return status if isinstance(status, int) else PROVEN
@@ -121,8 +121,20 @@ def check_writable(command: str, *paths: Path | None) -> None:
             continue
         if path.is_dir():
             raise ParameterError(command, f"file {str(path)!r}, a folder", "the name of a file", "Add one to it.")
+        if path.exists() and not path.is_file():
+            # What is written is renamed to it: a device would be a file then, for everybody.
+            raise ParameterError(command, f"file {str(path)!r}, a device or pipe", "a file", "Name another.")
         if not os.access(path.absolute().parent, os.W_OK):
             raise ParameterError(command, f"file {str(path)!r}", "a folder that can be written to", "Make its folder.")
+
+
+def check_folder(command: str, path: Path) -> None:
+    """The folder can be written to, or made; raises ParameterError."""
+    there = path.absolute()
+    while not there.exists() and there.parent != there:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ParameterError(command, f"folder {str(path)!r}", "one that can be written to", "Name another.")
 
 
 def imported(name: str, command: str, what: str) -> Any:

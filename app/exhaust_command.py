@@ -16,6 +16,7 @@ from kernelproof.models.host import write_whole
 from kernelproof.proofs.exhaust import Progress, Scope, exhaust, name_of_run
 from kernelproof.proofs.report import Report
 from kernelproof.proofs.subject import subject_of
+from kernelproof.proofs.verify import check_effort
 
 from .executors import Engine, working
 from .replay_command import CASES, keep
@@ -87,8 +88,12 @@ def run(
     json
         Write what was found to this file; - for standard output.
     """
-    from .command_line import NOTHING_CHECKED, errors, imported, screen, write_json
+    from .command_line import NOTHING_CHECKED, check_folder, check_writable, errors, imported, screen, write_json
 
+    check_effort("exhaust", time_limit=time_limit)
+    check_writable("exhaust", json)
+    check_folder("exhaust", cases)
+    check_folder("exhaust", checkpoints)
     to_stdout = json is not None and str(json) == "-"
     console = errors if to_stdout else screen
     subject = subject_of(

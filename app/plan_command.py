@@ -89,8 +89,9 @@ def plan(
     json
         Write the plan to this file; - for standard output.
     """
-    from .command_line import PROVEN, REFUTED, errors, screen, write_json
+    from .command_line import PROVEN, REFUTED, check_writable, errors, screen, write_json
 
+    check_writable("plan", json)
     to_stdout = json is not None and str(json) == "-"
     given = {"stride": stride, "padding": padding, "dilation": dilation}
     options = {name: _option(name, text) for name, text in given.items()} | {"groups": groups}
@@ -218,7 +219,9 @@ def _show(console: Console, found: Mapping[str, Any]) -> None:
     for name, each in by_cost:
         if not each["refused"]:
             cost = each["multiply_adds"]
-            numbers = [f"{cost:,.0f}", f"{cost / taken['multiply_adds']:.2f}", f"{each['workspace']:,}"]
+            # Of an empty batch all cost nothing.
+            times = cost / taken["multiply_adds"] if cost else 1.0
+            numbers = [f"{cost:,.0f}", f"{times:.2f}", f"{each['workspace']:,}"]
             numbers += [f"{each['milliseconds']:.3f}"] if is_measured else []
             table.add_row(name, *numbers, style="green" if name == found["taken"] else "")
     console.print(table)

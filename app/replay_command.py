@@ -9,6 +9,7 @@ from kernelproof.models.host import write_whole
 from kernelproof.proofs.cases import Case, load
 from kernelproof.proofs.cases import replay as rerun
 from kernelproof.proofs.report import Report
+from kernelproof.proofs.verify import check_effort
 from kernelproof.spec import ParameterError, UnsupportedError
 
 CASES = Path(".kernelproof/cases")
@@ -31,6 +32,7 @@ def replay(*paths: Path, cases: Path = CASES, time_limit: float = 120.0) -> int:
     """
     from .command_line import NOTHING_CHECKED, PROVEN, REFUTED, screen
 
+    check_effort("replay", time_limit=time_limit)
     verdicts = {_shown(path, load(path), time_limit) for path in paths or sorted(cases.glob("*.json"))}
     if not verdicts:
         screen.print(f"no cases in {cases}", markup=False)

@@ -2,6 +2,9 @@
 
 import json as json_format
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from kernelproof.proofs.report import Report, together
 from kernelproof.spec import ParameterError
@@ -11,7 +14,7 @@ from .command_line import check_writable, errors, screen, write_json
 
 def report(
     *files: Path,
-    json: Path | None = None,
+    json: Annotated[Path | None, Parameter(allow_leading_hyphen=True)] = None,
     html: Path | None = None,
     junit: Path | None = None,
     markdown: Path | None = None,

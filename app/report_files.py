@@ -47,7 +47,7 @@ def check_certificate(file: Path, *, again: Annotated[bool, Parameter(negative=(
     again
         Repeat the proof too, with the same seed and number of problems.
     """
-    held = certificate.read(file.read_text())
+    held = certificate.read(file.read_text(errors="replace"))
     name: str = held["kernel"]
     subject = certificate.certified(held, imported(name, "check-certificate", "kernel") if ":" in name else name)
     changed = certificate.differences(held, subject)

@@ -17,7 +17,9 @@ from kernelproof.proofs.adapters import ADAPTERS, OWN
 from kernelproof.proofs.findings import Finding
 from kernelproof.proofs.report import Result, count
 from kernelproof.proofs.scoreboard import HELD, Cell, Entry, Scoreboard, code, installed, scoreboard
+from kernelproof.proofs.verify import check_effort
 from kernelproof.spec import OPS, ParameterError
+from kernelproof.spec.window import whole
 
 from .__main__ import heard
 from .executors import processes_of_their_own
@@ -94,6 +96,8 @@ def board(
         show(screen, found)
         write(found)
         return
+    check_effort("scoreboard", examples, time_limit)
+    whole("scoreboard", "workers", workers, 1)
     _make(screen, adapters or installed(), ops or tuple(OPS), examples, seed, time_limit, workers, write)
 
 

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from kernelproof.spec import ParameterError
 
-from .command_line import BackendName, check_writable, errors, imported, screen, write_json
+from .command_line import BackendName, check_folder, check_writable, errors, imported, screen, write_json
 
 AdapterName: TypeAlias = Literal["torch", "onnxruntime", "onnx.reference", "jax", "tinygrad"]
 Level: TypeAlias = Literal["L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7", "L8", "L9"]
@@ -108,6 +108,7 @@ def verify(
     from .terminal import show_report, watched
 
     check_writable("verify", json, html, junit, markdown, certificate)
+    check_folder("verify", cases)
     to_stdout = json is not None and str(json) == "-"
     console = errors if to_stdout else screen
     own = kernel is None and backend in get_args(BackendName)

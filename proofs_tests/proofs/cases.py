@@ -84,6 +84,8 @@ def load(path: Path) -> Case:
     try:
         data = json.loads(path.read_text())
         case = Case(**{**data, "dtypes": tuple(data.get("dtypes", ()))})
+        if not isinstance(case.kernel, str) or not isinstance(case.law, str):
+            raise TypeError("its kernel and its law have names")
         case.problem_again()
         case.earlier()
     except (ValueError, TypeError, SyntaxError) as error:

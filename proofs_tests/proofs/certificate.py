@@ -86,7 +86,7 @@ _WHOLE: Mapping[str, Callable[[Any], bool]] = {
     "verdict": _is(str),
     "source": _is(str),
     "seed": _is(int),
-    "examples": _is(int),
+    "examples": lambda examples: isinstance(examples, int) and examples > 0,
     "declared": lambda declared: isinstance(declared, dict) and isinstance(declared.get("dtypes"), list),
     "operators": lambda operators: (
         isinstance(operators, dict)
@@ -100,7 +100,10 @@ _WHOLE: Mapping[str, Callable[[Any], bool]] = {
 def certified(held: Mapping[str, Any], kernel: Any) -> Subject:
     """The subject that a certificate speaks of, as it is now; `kernel` is what its name stands for."""
     declared = held["declared"]
-    return subject_of(kernel, name=held["kernel"], **{**declared, "dtypes": tuple(declared["dtypes"])})
+    try:
+        return subject_of(kernel, name=held["kernel"], **{**declared, "dtypes": tuple(declared["dtypes"])})
+    except TypeError as error:
+        raise ParameterError("certificate", str(error), "what verify wrote", "Write it anew.") from error
 
 
 def differences(held: Mapping[str, Any], subject: Subject) -> list[str]:
@@ -108,6 +111,7 @@ def differences(held: Mapping[str, Any], subject: Subject) -> list[str]:
     found = [] if held["verdict"] == "proven" else [f"{held['kernel']} was not proven but {held['verdict']}"]
     if held["source"] != subject.source:
         found.append(f"the source of {held['kernel']} has changed")
+    found += [f"{operator} is not in it" for operator in subject.functions if operator not in held["operators"]]
     for operator, proven in held["operators"].items():
         if operator not in OPERATORS:
             found.append(f"{operator} is specified no more")

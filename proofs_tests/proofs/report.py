@@ -237,8 +237,7 @@ def together(reports: Sequence[Report]) -> Report:
         raise ParameterError(
             "report", f"{twice[0]} in {places.most_common(1)[0][1]} of them", "each once", "Name each shard once."
         )
-    order = ["sizes", *OPERATORS]
-    results.sort(key=lambda result: (result.level != "L0", order.index(result.operator), result.level))
+    results.sort(key=lambda result: (result.level != "L0", _PLACES.index(result.operator), result.level))
     museum = {name: found for each in reports for name, found in each.museum.items()}
     return replace(first, results=tuple(results), museum=museum)
 
@@ -257,8 +256,17 @@ def _result(data: Mapping[str, Any]) -> Result:
             failure["message"], failure["problem"], tuple(failure["index"]), values, differences, failure["larger"],
             failure.get("after", ""),
         )  # fmt: skip
-    return Result(**{**given, "ratios": tuple(given["ratios"])})
+    result = Result(**{**given, "ratios": tuple(given["ratios"])})
+    texts, numbers = (result.law, result.level, result.statement), (result.cases, result.vacuous, result.unsupported)
+    if result.operator not in _PLACES or not all(isinstance(each, str) for each in texts):
+        raise TypeError(f"a result of {result.operator!r} {result.law!r}")
+    if not all(isinstance(each, int) for each in numbers) or not isinstance(result.seconds, int | float):
+        raise TypeError(f"a result on {numbers} problems in {result.seconds!r} s")
+    return result
 
+
+_PLACES = ("sizes", *OPERATORS)
+"""What results are of, in the order of a report."""
 
 _NAMES = ("nan", "inf", "-inf")
 

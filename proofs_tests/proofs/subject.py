@@ -16,6 +16,7 @@ from kernelproof.kernels.contract import DTYPES, Precision
 from kernelproof.kernels.gpu import gpu
 from kernelproof.kernels.source import kernels_hash, source_hash
 from kernelproof.spec import OPERATORS, ParameterError, UnsupportedError, find
+from kernelproof.spec.errors import type_of
 
 from . import adapters
 from .forms import functions_of, permuted
@@ -189,7 +190,10 @@ def _named(what: str, function: str) -> Callable[..., Any]:
     """The function called package.module:name; raises ParameterError."""
     module, _, attribute = function.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
+        if not callable(found):
+            raise TypeError(f"it is {type_of(found)}")
+        return found
     except Exception as error:  # What importing it raises too.
         raise ParameterError(
             "verify", f"{what}={function!r}: {error}", "a function, as package.module:name", "Correct the name."

@@ -68,12 +68,7 @@ def verify(
         raise ParameterError(
             "verify", f"level {sorted(levels - set(LEVELS))}", f"some of {', '.join(LEVELS)}", "Choose."
         )
-    if time_limit is not None and not 0 < time_limit <= LONGEST:
-        raise ParameterError(
-            "verify", f"time_limit={time_limit}", f"more than 0 seconds, at most {LONGEST:,}", "Give a check some time."
-        )
-    if examples < 1:
-        raise ParameterError("verify", f"examples={examples}", "at least 1", "Draw some problems.")
+    check_effort("verify", examples, time_limit)
     subject = subject_of(
         kernel, op, dtypes=dtypes, supports=supports, precision=precision, layouts=layouts, threads=threads
     )
@@ -95,6 +90,16 @@ def verify(
     results += [merged[place] for place in places if place in merged]
     strength = power(subject, places, examples, seed) if museum else {}
     return Report(subject.name, seed, examples, tuple(results), subject.declared, subject.source, museum=strength)
+
+
+def check_effort(command: str, examples: int = 1, time_limit: float | None = None) -> None:
+    """Problems can be drawn, and there is time for them; raises ParameterError."""
+    if time_limit is not None and not 0 < time_limit <= LONGEST:
+        raise ParameterError(
+            command, f"time_limit={time_limit}", f"more than 0 seconds, at most {LONGEST:,}", "Give a check some time."
+        )
+    if examples < 1:
+        raise ParameterError(command, f"examples={examples}", "at least 1", "Draw some problems.")
 
 
 def work_of(subject: Subject, levels: Iterable[str], shard: str | None = None) -> Sequence[Theorem | tuple[str, str]]:

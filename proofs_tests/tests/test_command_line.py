@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +57,20 @@ def test_a_proven_operator_exits_with_0() -> None:
         (["verify", "json:dumps", "--op", "relu", "--time-limit", "0"], "time_limit=0"),
         (["verify", "--json", "/nowhere/at/all.json"], "/nowhere/at/all.json"),
         (["verify", "--json", "/"], "file '/', a folder"),
+        (["verify", "--cases", "/dev/null"], "folder '/dev/null'"),
+        (["verify", "json:dumps", "--op", "relu", "--threads", "math:pi"], "it is a float"),
+        (["exhaust", "json:dumps", "--op", "relu", "--time-limit", "nan"], "time_limit=nan"),
+        (["exhaust", "json:dumps", "--op", "relu", "--json", "/nowhere/at/all.json"], "/nowhere/at/all.json"),
+        (["exhaust", "json:dumps", "--op", "relu", "--checkpoints", "/dev/null"], "folder '/dev/null'"),
+        (["replay", "--time-limit", "0"], "time_limit=0"),
+        (["scoreboard", "--adapters", "cpu", "--examples", "0"], "examples=0"),
+        (["scoreboard", "--adapters", "cpu", "--workers", "0"], "workers=0"),
+        (["plan", "conv2d", "--x", "1x1x1x1", "--weight", "1x1x1x1", "--json", "/"], "file '/', a folder"),
+        (
+            ["plan", "conv2d", "--x", "99999x9999x9999x9999", "--weight", "1x9999x1x1", "--measure"],
+            "Unable to allocate",
+        ),
+        (["check-certificate", sys.executable], "needs a certificate"),
         (["train", "cnn2", "/nowhere/cnn2.safetensors"], "/nowhere/cnn2.safetensors"),
         (["train", "--epochs", "0"], "epochs=0"),
         (["demo", "--epochs", "0"], "epochs=0"),
@@ -147,3 +163,54 @@ def _listens() -> None:
 def _cpu_seconds(process: int) -> float:
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_what_is_no_file_is_not_written_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    refused = run("verify", "--json", "pipe", cwd=tmp_path)
+    assert (refused.returncode, "file 'pipe', a device or pipe" in refused.stderr) == (2, True)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_plan_for_no_images_costs_nothing() -> None:
+    assert run("plan", "conv2d", "--x", "0x1x3x3", "--weight", "1x1x1x1").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `verify` writes."""
+    folder = tmp_path_factory.mktemp("written")
+    (folder / "mine.py").write_text("def relu(x):\n    return x.clip(0)\n\ndef wrong(x):\n    return x * 0\n")
+    reports = "--json", "report.json", "--certificate", "certificate.json"
+    assert run("verify", "mine:relu", "--op", "relu", "--examples", "2", *reports, cwd=folder).returncode == 0
+    assert run("verify", "mine:wrong", "--op", "relu", "--examples", "2", cwd=folder).returncode == 1
+    next((folder / ".kernelproof/cases").glob("*.json")).rename(folder / "case.json")
+    return folder
+
+
+def test_a_report_goes_to_standard_output(written: Path) -> None:
+    shown = run("report", "report.json", "--json", "-", cwd=written)
+    assert (shown.returncode, json.loads(shown.stdout)["kernel"]) == (0, "mine:relu")
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "change", "status"),
+    [
+        ("report", "report.json", lambda data: data["results"][0].update(cases="many"), 2),
+        ("report", "report.json", lambda data: data["results"][0].update(level=None), 2),
+        ("report", "report.json", lambda data: data["results"][0].update(operator="conv9d"), 2),
+        ("replay", "case.json", lambda data: data.update(law=["a", "b"]), 2),
+        ("replay", "case.json", lambda data: data.update(kernel=7), 2),
+        ("check-certificate", "certificate.json", lambda data: data["declared"].update(unheard=1), 2),
+        ("check-certificate", "certificate.json", lambda data: data.update(examples=-1), 2),
+        ("check-certificate", "certificate.json", lambda data: data.update(operators={}), 1),
+    ],
+)
+def test_a_file_that_was_tampered_with_is_refused(
+    command: str, file: str, change: Callable[[dict[str, Any]], None], status: int, written: Path
+) -> None:
+    data = json.loads((written / file).read_text())
+    change(data)
+    (written / "changed").write_text(json.dumps(data))
+    refused = run(command, "changed", cwd=written)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (status, False)
