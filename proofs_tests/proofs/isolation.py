@@ -22,7 +22,7 @@ import numpy as np
 from kernelproof.spec import UnsupportedError
 
 from .judging import Differences, evaluate, said, told
-from .laws import LAWS, Law, LawBroken, Observation, rounding, rounds_within_the_derived_bound, within_bound
+from .laws import LAWS, Law, LawBroken, Observation, Reference, rounding, rounds_within_the_derived_bound
 from .problems import Problem
 from .subject import Subject
 
@@ -88,7 +88,7 @@ class Isolated:
         rounded = rounding(kernel, problem)
         try:
             came = tuple(np.ndarray(shape, dtype, buffer=data) for dtype, shape, data in given)
-            within_bound(kernel, rounded, rounded.arrays(), came)
+            Reference.of(kernel, rounded, rounded.arrays()).judge(came)
         except LawBroken as broken:
             broken.args = (f"{broken} (so another process finds; its own judge, which it can reach, does not)",)
             raise

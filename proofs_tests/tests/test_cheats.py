@@ -600,7 +600,7 @@ def test_a_kernel_that_tries_what_numpy_refuses_and_then_something_else_is_prove
 def test_memory_that_is_kept_is_watched_too() -> None:
     def kernel(x: Any) -> Any:
         with contextlib.suppress(ValueError):
-            np.zeros((*x.shape, 2)) + np.zeros((*x.shape, 3))
+            _ = np.zeros((*x.shape, 2)) + np.zeros((*x.shape, 3))
         return CHEATS["writes_beside_its_result"][2]()(x)
 
     failures = verify(kernel, "relu", level="L8", examples=10).failures
