@@ -65,8 +65,9 @@ def verify(
     dtype
         The scalar types it takes; may be given several times. Left out: float32.
     precision
-        What it keeps of its operands: fp32, f16x3, 3xtf32, tf32, fp16, bf16; winograd2 or winograd4 for its tiles. Left
-        out: all bits. With --backend cuda: the precision it is asked for, fast, tf32, fp16 or bf16.
+        What it keeps of its operands: fp32, f16x3, 3xtf32, tf32, fp16, bf16; winograd2 or winograd4 for its tiles, fft
+        for its transforms. Left out: all bits. With --backend cuda: the precision it is asked for, fast, tf32, fp16 or
+        bf16.
     layout
         The axes of an array that is not in the specification's order, such as x=nhwc, weight=rsck, y=npqk.
     threads

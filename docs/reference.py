@@ -23,6 +23,15 @@ LEVEL_MEANS = {
     'kernels where it is asked for with `level="L9"`: their author may check before calling them.',
 }
 
+CLASS_MEANS = {
+    "fp64, fp32": "All bits of the dtype, as a kernel without `--precision` promises; or 24 of float64's 53.",
+    "f16x3, 3xtf32": "Operands as sums of parts in fewer bits: 22 and 21 together. Sums in float32.",
+    "tf32, fp16, bf16": "Operands cut to 11, 11 and 8 bits. Sums in float32.",
+    "winograd2, winograd4": "3x3 filters of stride 1 in tiles of 2x2 or 4x4, sums in the dtype. winograd2 keeps 16 "
+    "bits of whole numbers; winograd4, with thirds in its transforms, none.",
+    "fft": "Convolutions and their gradients by Fourier's transforms in the dtype. No whole number survives exactly.",
+}
+
 
 def laws() -> str:
     """The page of laws: theorems of the shape arithmetic, laws by level, what problems are counted for."""
@@ -41,6 +50,14 @@ def laws() -> str:
                 parts.append(
                     f"- **{law.name.replace('_', ' ')}**: {law.statement} Values: {law.family}. For {operators}."
                 )
+    parts.append(
+        "\n## Precision classes\n\nWith `--precision` a kernel declares what it may round. Numbers are drawn to fit "
+        "the class, and L3's bound is derived for it: for Winograd and FFT from what their transforms do, relative to "
+        "a tile and to a whole image. Classes that no whole number survives are held to no law of L1, L2, L5 and L6. "
+        "NaN and infinities stand where the specification has them in all classes: a transform spreads them, so a "
+        "kernel looks for them.\n"
+    )
+    parts += [f"- **{names}**: {meaning}" for names, meaning in CLASS_MEANS.items()]
     parts.append(
         "\n## What the problems hit\n\nEvery run counts, for each operator, the problems that have one of these "
         "properties, and asks for those that chance left out.\n"

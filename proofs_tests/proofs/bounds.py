@@ -10,9 +10,10 @@ from typing import TypeAlias
 
 import numpy as np
 
+from .fft_bound import fft_bound, is_fft
 from .problems import Problem
-from .values import PRECISIONS, counts, significand_bits
-from .winograd_bound import SIZES, is_winograd, winograd_bound
+from .values import IN_ITS_OWN_TYPE, PRECISIONS, counts, significand_bits
+from .winograd_bound import is_winograd, winograd_bound
 
 FUNCTION_ULPS = 2
 """exp and log are taken to be within this many units in the last place, as libm, SVML and CUDA document or better."""
@@ -82,10 +83,14 @@ def _sums_of_products(problem: Problem, magnitudes: Mapping[str, np.ndarray]) ->
         asked = replace(problem, precision=precision)
         if is_winograd(asked):
             return (winograd_bound(asked, magnitudes, u, tiny),)
-        bits = PRECISIONS["fp64" if precision is None or precision in SIZES else precision]
+        direct = gamma(count + 1, u) * magnitude + count * tiny
+        if is_fft(asked):
+            # Who has an FFT takes it where it pays, and multiplies where filters are small.
+            return (np.maximum(fft_bound(asked, magnitudes, u, tiny), direct),)
+        bits = PRECISIONS["fp64" if precision in IN_ITS_OWN_TYPE else precision]
         if bits < significand_bits(str(np.dtype(dtype))):
             return (_of_cut_operands(asked, magnitudes, magnitude, bits, u, tiny),)
-        return (gamma(count + 1, u) * magnitude + count * tiny,)
+        return (direct,)
 
     return bound
 

@@ -14,15 +14,15 @@ Arrays = dict[str, np.ndarray]
 
 
 PRECISIONS: Mapping[str, int] = {
-    "fp64": 53, "fp32": 24, "f16x3": 22, "3xtf32": 21, "winograd2": 16, "winograd4": 16, "tf32": 11, "fp16": 11,
-    "bf16": 8,
+    "fp64": 53, "fp32": 24, "f16x3": 22, "3xtf32": 21, "winograd2": 16, "winograd4": 16, "fft": 53, "tf32": 11,
+    "fp16": 11, "bf16": 8,
 }  # fmt: skip
 """Bits of the significand, the hidden one included, that a precision class keeps of every operand.
 
 Winograd computes in float32, but its transforms add up what a tile holds: of operands with 24 bits less than one more
 would be exact. Tiles of 2 x 2 keep 16: four entries add 2 bits, quarters in the weights' transform 2, nine sums of
 products 4. f16x3 takes an operand as two numbers of half precision, after a scale that belongs to an image, or to what
-weights one output has.
+weights one output has. FFT keeps all bits of the largest numbers in an image, and of others what is left below these.
 """
 
 EXACT_PRODUCTS: Mapping[str, int] = {"f16x3": 11}
@@ -36,8 +36,12 @@ F(2x2, 3x3): transformed weights are at most 9/4 of the largest weight, in quart
 largest entry.
 """
 
-INEXACT = frozenset({"winograd4"})
-"""Classes that no whole numbers come through exactly: there are thirds in the transforms of larger tiles."""
+INEXACT = frozenset({"winograd4", "fft"})
+"""Classes that no whole numbers come through exactly: there are thirds in the transforms of larger tiles, roots of one
+in Fourier's."""
+
+IN_ITS_OWN_TYPE = (None, "fp64", "winograd2", "winograd4", "fft")
+"""Classes whose arithmetic is that of the arrays' dtype, not float32's."""
 
 
 def significand_bits(dtype: str) -> int:
@@ -79,8 +83,7 @@ def _terms(configuration: "Problem") -> int:
 
 def sum_bits(problem: "Problem") -> int:
     """Bits that a kernel's sums hold exactly: float32's, but where it takes float64 and declares no fewer bits."""
-    in_its_own_type = problem.precision in (None, "fp64", "winograd2", "winograd4")
-    return significand_bits(problem.dtype if in_its_own_type else "float32")
+    return significand_bits(problem.dtype if problem.precision in IN_ITS_OWN_TYPE else "float32")
 
 
 def largest_whole(problem: "Problem", counted: int | None = None) -> int:

@@ -9,7 +9,7 @@ from kernelproof.proofs.jobs import kept
 from kernelproof.proofs.museum import CONTROLS, MUSEUM, WAITING, Control, Mutant
 from kernelproof.proofs.report import Result
 from kernelproof.proofs.subject import subject_of
-from kernelproof.proofs.verify import LEVELS, laws_of
+from kernelproof.proofs.verify import LEVELS, laws_for, laws_of
 from kernelproof.spec import OPERATORS
 
 EXAMPLES = 100
@@ -49,8 +49,8 @@ def test_another_seed_finds_the_rarest_too(seed: int):
 
 @pytest.mark.parametrize(("seed", "control"), list(enumerate(CONTROLS.values())), ids=list(CONTROLS))
 def test_no_law_accuses_a_correct_kernel(seed: int, control: Control):
-    subject = subject_of(control.kernel, control.operator)
-    for law in laws_of(control.operator):
+    subject = subject_of(control.kernel, control.operator, precision=control.precision)
+    for law in laws_for(subject, control.operator):
         result = hold(law, subject, control.operator, CONTROL_EXAMPLES, seed)
         assert result.failure is None, f"{control.name} ({control.way}): {result.failure}"
 

@@ -27,12 +27,13 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Control:
-    """A correct kernel of `operator`, computed in an uncommon way: no law may accuse it."""
+    """A correct kernel of `operator`, computed in an uncommon way: no law may accuse it in its precision class."""
 
     name: str
     operator: str
     way: str
     kernel: Callable[..., Any]
+    precision: str | None = None
 
 
 MUSEUM: dict[str, Mutant] = {}
@@ -52,12 +53,12 @@ def mutant(operator: str, source: str, trigger: str, checked: bool = False) -> C
     return keep
 
 
-def control(operator: str) -> Callable[[K], K]:
+def control(operator: str, precision: str | None = None) -> Callable[[K], K]:
     """Keep the function or class below as a control: its docstring says what is uncommon about it."""
 
     def keep(kernel: K) -> K:
         name, way, made = _kept(operator, kernel)
-        CONTROLS[name] = Control(name, operator, way, made)
+        CONTROLS[name] = Control(name, operator, way, made, precision)
         return kernel
 
     return keep
