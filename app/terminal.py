@@ -31,14 +31,20 @@ def progress_bar(console: Console) -> Progress:
 def watched(
     console: Console, subject: Subject, levels: Sequence[str] = (), shard: str | None = None, *, lines: bool = True
 ) -> Iterator[Callable[[Result], None]]:
-    """What `verify` reports its progress to: a bar of what is left and, with `lines`, a line for each law decided."""
-    total = len(work_of(subject, levels or LEVELS, shard))
+    """What `verify` reports its progress to: a bar of what is left and, with `lines`, a line for each law decided.
+
+    What an operator fails at first is told at once.
+    """
+    total, told = len(work_of(subject, levels or LEVELS, shard)), set[str]()
     with progress_bar(console) as bar:
         task = bar.add_task("compiling and proving", total=total)
 
         def progress(result: Result) -> None:
             if lines or result.failure:
                 console.print(line(result))
+            if result.failure and result.operator not in told:
+                told.add(result.operator)
+                console.print(result.failure.message, markup=False)
             bar.update(task, advance=1, description=result.operator)
 
         yield progress
