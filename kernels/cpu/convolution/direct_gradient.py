@@ -48,7 +48,8 @@ def used(channels: int) -> float:
 class Correlation(NamedTuple):
     """`dweight[k,c,r,s] = sum_npq dy[n,k,p,q] * x[n, c, p*stride + r*dilation - top, ...]`, by groups, parts, strips.
 
-    `block` channels (or `s, c` merged) lie side by side in turned x, in tiles of `tile`; `pitch` such blocks in a row.
+    `block` channels (or `s, c` merged) lie side by side in turned x, in `tiles` of `tile` or one more; `pitch` such
+    blocks in a row. Pixels stand `apart` bytes from the next, if all do (else 0): then one loop runs over them.
     """
 
     groups: int
@@ -65,6 +66,7 @@ class Correlation(NamedTuple):
     pitch: int
     blocks: int
     block: int
+    tiles: int
     tile: int
     taps: int
     merged: int
@@ -72,6 +74,7 @@ class Correlation(NamedTuple):
     strip: int
     parts: int
     splits: int
+    apart: int
 
 
 class Plan(NamedTuple):
@@ -113,7 +116,8 @@ def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, .
     block = kernel_s * channels if merged else LANES * (2 - -(-channels // LANES) % 2)
     of_column = channels if merged else block
     blocks = 1 if merged else -(-channels // block)
-    tile = -(-block // -(-block // PIXELS))
+    # As even as can be: on AVX2, a tile of four has too few sums to hide how long a multiply-add takes.
+    tiles = -(-block // PIXELS)
     pitch = max(left + w, (columns - 1) * stride_s + dilation_s * (kernel_s - 1) + 1)
     span = dilation_r * (kernel_r - 1) + 1
     of_row = 4 * blocks * pitch * of_column
@@ -131,9 +135,13 @@ def planned(window: Window, x_shape: tuple[int, ...], weight_shape: tuple[int, .
     shifts = [0] if merged else [s * dilation_s for s in range(kernel_s)]
     taps = [4 * (r * dilation_r * pitch + shift) * of_column for r in range(kernel_r) for shift in shifts]
     pixels = [4 * (p * stride_r * pitch + q * stride_s) * of_column for p in range(strip) for q in range(columns)]
+    # Of several images, each is whole.
+    apart = 4 * stride_s * of_column
+    is_even = pixels == [apart * pixel for pixel in range(strip * columns)]
+    is_even &= images == 1 or ((strip - 1) * stride_r + span) * pitch * of_column * 4 == strip * columns * apart
     correlation = Correlation(
-        groups, channels, h, w, filters, rows, columns, top, left, stride_r, span, pitch, blocks, block, tile,
-        len(taps), int(merged), images, strip, parts, splits,
+        groups, channels, h, w, filters, rows, columns, top, left, stride_r, span, pitch, blocks, block, tiles,
+        block // tiles, len(taps), int(merged), images, strip, parts, splits, apart * is_even * (LANES < 16),
     )  # fmt: skip
     return Plan(correlation, np.array(taps, np.int64), np.array(pixels, np.int64))
 
@@ -152,11 +160,14 @@ def conv2d_dweight(dy: Any, x: Any, weight_shape: tuple[int, ...], window: Windo
     k, channels, kernel_r, kernel_s = weight_shape
     vectors = -(-its.filters // LANES)
     last = vectors - (vectors - 1) // VECTORS * VECTORS
-    rest = its.block - its.block // its.tile * its.tile
-    tiles = [(tile, count) for count in (VECTORS, last) for tile in (its.tile, rest or its.tile)]
+    longer = int(its.block > its.tiles * its.tile)
+    tiles = [(tile, count) for count in (VECTORS, last) for tile in (its.tile, its.tile + longer)]
     routines = np.array(
         [to_lanes.address(), from_lanes.address(relu=0), clear.address()]
-        + [multiply.address(pixels=tile, vectors=count, pixel_step=4, accumulate=1) for tile, count in tiles]
+        + [
+            multiply.address(pixels=tile, vectors=count, pixel_step=4, accumulate=1, single=int(its.apart > 0))
+            for tile, count in tiles
+        ]
     )
     turned = plan.turned_x + plan.turned_dy
     dweight = np.empty((k, its.taps, its.block) if its.merged else (k, channels, its.taps), np.float32)
@@ -272,18 +283,25 @@ def _panel(turned_x, of_image, turned_dy, images, pixels_here, sums, vectors, ta
     """`sums[c][tap][lane]`, or `[tap][s, c][lane]` where they are merged, over these images, for one panel."""
     of_sum = 4 * LANES * vectors
     of_channel, of_tap = (of_sum, its.block * of_sum) if its.merged else (its.taps * of_sum, of_sum)
+    step, outer, inner = of_image, images, pixels_here
+    if its.apart:
+        step, outer, inner = its.apart, images * pixels_here, 1
+    longer = its.block - its.tiles * its.tile
     for block in range(its.blocks):
         for tap in range(its.taps):
             x = turned_x + block * images * of_image + taps[tap]
-            m = 0
-            while m < its.block:
-                together = max(1, min(TOGETHER, (its.block - m) // its.tile))
-                which = (0 if vectors == VECTORS else 2) + (m + its.tile > its.block)
-                call(routines[3 + which], (
-                    x + 4 * m, of_image, images, pixels.ctypes.data, pixels_here, turned_dy, pixels_here * of_sum,
-                    0, sums + (block * its.block + m) * of_channel + tap * of_tap, of_channel, together, 4 * its.tile,
+            tile = 0
+            while tile < its.tiles:
+                m = tile * its.tile + min(tile, longer)
+                is_longer = int(tile < longer)
+                together = min(TOGETHER, (longer if is_longer else its.tiles) - tile)
+                which = 3 + is_longer if vectors == VECTORS else 5 + is_longer
+                call(routines[which], (
+                    x + 4 * m, step, outer, pixels.ctypes.data, inner, turned_dy, inner * of_sum, 0,
+                    sums + (block * its.block + m) * of_channel + tap * of_tap, of_channel, together,
+                    4 * (its.tile + is_longer),
                 ))  # fmt: skip
-                m += together * its.tile
+                tile += together
 
 
 @serial
