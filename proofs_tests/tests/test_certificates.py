@@ -67,15 +67,11 @@ def kernelproof(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 SHIPPED = ("cpu", "cuda", "cuda-fast", "cuda-tf32", "cuda-fp16", "cuda-bf16")
+
+
 # The CUDA kernels were changed after their laws were last held on a GPU; CI has none. Once they are certified anew, the
 # mark itself fails, and goes.
-UNCERTIFIED = pytest.mark.xfail(
-    reason="to be certified anew on a GPU: CONTRIBUTING.md, 10", strict=True, raises=AssertionError
-)
-CERTIFICATES = [pytest.param(name, marks=[] if name == "cpu" else [UNCERTIFIED]) for name in SHIPPED]
-
-
-@pytest.mark.parametrize("name", CERTIFICATES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_kernel_holds_a_current_certificate(name: str) -> None:
     states = {operator: state for (operator, each), state in dispatch.certificates().items() if each == name}
     lacking = {operator: state for operator, state in states.items() if state != "current"}
@@ -89,7 +85,7 @@ def test_every_shipped_kernel_was_proven_once(name: str) -> None:
     assert "none" not in states.values()
 
 
-@pytest.mark.parametrize("name", CERTIFICATES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_certificate_leaves_no_law_out(name: str) -> None:
     held, backend = shipped(name), name.partition("-")[0]
     assert certificate.differences(held, certificate.certified(held, backend)) == [], "CONTRIBUTING.md, 10"
