@@ -109,7 +109,7 @@ def run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PROVEN
     except (OSError, MemoryError) as error:
-        errors.print(f"kernelproof: {error}", markup=False)
+        errors.print(f"kernelproof: {str(error) or 'out of memory'}", markup=False)
         return WRONG_USAGE
     return status if isinstance(status, int) else PROVEN
 

@@ -90,10 +90,13 @@ class _Apart(ThreadPoolExecutor):
 
     def end(self) -> None:
         """Begin no more tasks, and end those that are begun."""
+        self._ended = True
         self.shutdown(wait=False, cancel_futures=True)
-        with self._starting:
-            self._ended = True
-        _kill_children()
+        while True:
+            # Ctrl-C again would leave the process that is just being started, and Python waits for it at its own end.
+            with contextlib.suppress(KeyboardInterrupt), self._starting:
+                _kill_children()
+                return
 
 
 def _kill_children() -> None:
@@ -119,7 +122,7 @@ def _dask(workers: int, scheduler: str | None, kernel: str | None) -> Iterator[E
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
-            dashboard_address=None,  # type: ignore[arg-type]
+            dashboard_address="localhost:0",  # Any port that is free: two runs may be here at a time.
             env=_share_of_cores(workers),
         ) as cluster,
         Client(cluster) as client,

@@ -24,9 +24,10 @@ GOALS = {
 
 REASONS = """\
 Where we are slower than cuDNN's float32: it has Winograd for 3x3 filters on small images, which does with less than
-half of the products what we do with six bfloat16 ones each. A gradient through a stride is one convolution for each
-phase of the stride, each with its own launches. First layers of 3 channels fill tensor cores once all taps are gathered
-as channels of their own, in forward and in the weight gradient, which looking the taps up limits.
+half of the products what we do with six bfloat16 ones each. From 5 channels on, an input gradient through a stride is
+one convolution for each phase of the stride, each with its own launches. First layers of 3 channels fill tensor cores
+once all taps are gathered as channels of their own, in forward and in the weight gradient, which looking the taps up
+limits.
 Goals are missed for two reasons. A product of float32 accuracy takes six bfloat16 products, or three float16 ones, and
 tensor cores reach 77 to 92% of their peak in the kernels whose operands are laid out, 62 to 75% in the others (Nsight
 Compute, 2026-11-20): what loads and splits x, and what stores y, shares the multiprocessor with what multiplies. Of the

@@ -1,6 +1,7 @@
 """The scoreboard: verdicts by operator and level, what fell with what is known, and the command that prints it."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -151,6 +152,35 @@ def test_a_process_that_ends_takes_no_other_task_with_it():
         with pytest.raises(BrokenExecutor):
             ends.result()
         assert lives.result() != os.getpid()
+
+
+class Impatient:
+    """A lock at which Ctrl-C is pressed again, once."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+
+    def __enter__(self) -> None:
+        if not self._pressed:
+            self._pressed = True
+            raise KeyboardInterrupt
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def test_an_interrupt_while_a_run_is_ended_leaves_no_process():
+    def interrupted() -> None:
+        with processes_of_their_own(1) as executor:
+            executor.submit(time.sleep, 600)
+            while not multiprocessing.active_children():
+                time.sleep(0.05)
+            vars(executor)["_starting"] = Impatient()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()  # Which waits for its processes.
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX terminates processes so")
