@@ -377,6 +377,12 @@ WIDE = [
     ((2, 3, 8, 7), (4, 3, 4, 3), (3, 1), ((1, 2), (1, 1)), (2, 2), 1),
     ((1, 130, 4, 5), (66, 130, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
     ((1, 140, 4, 5), (280, 70, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 2),
+    # Without rows of padding: 7 of 8 rows of 8 slots, 13 of 15 of 8, 6 of 7 of 8, 4 of 5 of 16 and strided.
+    ((5, 3, 7, 7), (4, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((3, 3, 13, 6), (4, 3, 5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 1),
+    ((4, 3, 6, 7), (4, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((3, 3, 4, 15), (4, 3, 3, 2), (1, 1), ((1, 1), (1, 0)), (1, 1), 1),
+    ((3, 3, 14, 14), (4, 3, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 1),
 ]
 
 
@@ -385,6 +391,7 @@ def test_laid_out_operands_meet_in_a_wide_weight_gradient(geometry: Any, monkeyp
     m = modules()
     for least in ("LEAST_CHANNELS", "LEAST_OF_STRIDED"):
         monkeypatch.setattr(m.wide_dweight, least, 1)
+    monkeypatch.setattr(m.wide_gradient, "quotient_and_rest", divmod)
     x, weight, window, groups = drawn(geometry)
     options = {"stride": window.stride, "padding": window.padding, "dilation": window.dilation, "groups": groups}
     dy = np.random.default_rng(6).integers(-9, 10, spec.conv2d(x, weight, **options).shape)
@@ -396,6 +403,7 @@ def test_laid_out_operands_meet_in_a_wide_weight_gradient(geometry: Any, monkeyp
     assert slots % 16 == g.slots % 8 == 0
     assert g.chunks * slots == g.y_slots
     laid_x, laid_dy = laid_out(x, it.x), laid_out(dy, it.dy)
+    stages = [stage_of_x(m, chunk * slots, g) for chunk in range(g.chunks)]
     for tile, warpgroup in np.ndindex(g.tiles, warpgroups):
         rest, row_block = divmod(tile, g.row_blocks)
         rest, r = divmod(rest, g.rows)
@@ -408,18 +416,29 @@ def test_laid_out_operands_meet_in_a_wide_weight_gradient(geometry: Any, monkeyp
         s = row_block * it.taps + (warpgroup if it.taps == 3 else 0)
         # What a stage brings reaches from the first of eight slots to the last that any tap reads, and no further.
         assert shift % 8 + apart + slots <= g.slots
-        assert (g.chunks - 1) * slots + shift // 8 * 8 + g.slots <= g.x_slots
+        assert stages[-1].max() + shift // 8 * 8 < g.x_slots
         k = filter_block * m.wide_gradient.filters_of(it.taps) + (warpgroup * 64 if it.taps == 1 else 0)
         c = channel_block * 128
         filters, channels = slice(k, min(k + 64, g.filters)), slice(c, min(c + 128, g.channels))
         if s >= g.row or k >= g.filters:
             continue
         its_dy = laid_dy[0, group, : g.y_slots, filters]
-        its_x = laid_x[phase, group, shift + apart : shift + apart + g.y_slots, channels]
+        first = shift % 8 + apart
+        met = np.concatenate([shift // 8 * 8 + stage[first : first + slots] for stage in stages])
+        its_x = laid_x[phase, group, met, channels]
         of_group = slice(group * g.filters + k, group * g.filters + filters.stop)
         assert np.all(came[of_group, channels, r, s] == -999)
         came[of_group, channels, r, s] = its_dy.T @ its_x
     np.testing.assert_array_equal(came, right)
+
+
+def stage_of_x(m: Any, slot: int, g: Any) -> np.ndarray:
+    """The slots of x that are brought with those of dy from one on, for a tile that reads no further on."""
+    first, of_image = m.wide_gradient.x_of.py_func(slot, g)
+    assert first % 8 == of_image % 8 == 0  # They keep their places in the pattern of units.
+    found = first + np.arange(g.slots)
+    found[of_image:] += g.x_image - g.y_image
+    return found
 
 
 def laid_out(x: np.ndarray, g: Any) -> np.ndarray:

@@ -29,6 +29,8 @@ many taps as the shared memory in which shares are added holds."""
 
 MANY_WARPS, MOST_WARPS = 2048, 9
 """That add shares: of all blocks, so many that an H200 is full; of a block, one for each tap of 3x3."""
+ALL_SLOTS = 2**30
+"""More than any dy has: they are taken as those of one image."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,16 @@ def plan(
         phase_columns - 1,
     )  # fmt: skip
     together = wide_gradient.slots_of(taps)
-    chunks = -(-(((dy.shape[0] - 1) * rows + dy.shape[2] - 1) * pitch + dy.shape[3]) // together)
+    (images, _, p, q), even_pitch = dy.shape, -(-pitch // 8) * 8
+    y_rows, x_image, y_image = rows, 0, ALL_SLOTS
+    if together <= p * even_pitch < rows * pitch:
+        y_rows, pitch, x_image, y_image = p, even_pitch, rows * even_pitch, p * even_pitch
+    chunks = -(-((images * y_rows - y_rows + p - 1) * pitch + q) // together)
     # A copy starts at one of eight slots, up to seven before the first that is read.
     before = 0 if down * pitch + across == 0 else 7
     slots = -(-(together + (taps - 1) * dilation_w + before) // 8) * 8
-    x_slots, y_slots = (chunks - 1) * together + (down * pitch + across) // 8 * 8 + slots, chunks * together
+    x_slots, y_slots = (down * pitch + across) // 8 * 8 + slots, chunks * together
+    x_slots += images * x_image if x_image else y_slots - together
     x_bytes, y_bytes = wide_gradient.stage_bytes(ARITHMETIC[arithmetic], taps, slots)
     stages = min(4, (HOPPER.shared_memory - HEADER) // (x_bytes + y_bytes))
     x_bands, y_bands = -(-channels // BAND), -(-filters // BAND)
@@ -113,19 +120,19 @@ def plan(
     tiles = groups * filter_blocks * channel_blocks * rows_of_filter * row_blocks
     units = tiles * chunks
     geometry = Geometry(
-        channels, filters, groups, x_bands, y_bands, x_slots, y_slots, slots, pitch, *window.stride,
-        *window.dilation, phase_columns, filter_blocks, channel_blocks, rows_of_filter, row, row_blocks, chunks,
+        channels, filters, groups, x_bands, y_bands, x_slots, y_slots, slots, pitch, x_image, y_image,
+        *window.stride, *window.dilation, phase_columns, filter_blocks, channel_blocks, rows_of_filter, row, row_blocks, chunks,
         tiles, units, *division(units), min(blocks, units, 2**30 // units), stages,
     )  # fmt: skip
-    rows_and_pitch = (rows, *division(rows), pitch, *division(pitch))
+    of_pitch = (pitch, *division(pitch))
     x_layout = Layout(
         x.shape[0], channels, groups, *image_of(x), *steps(x), *window.stride, window.padding[0][0],
-        window.padding[1][0], *rows_and_pitch, phase_rows * phase_columns, phase_columns, x_bands, x_slots,
+        window.padding[1][0], rows, *division(rows), *of_pitch, phase_rows * phase_columns, phase_columns, x_bands, x_slots,
         0, 0, 0,
     )  # fmt: skip
     y_layout = Layout(
-        dy.shape[0], filters, groups, *image_of(dy), *steps(dy), 1, 1, 0, 0, *rows_and_pitch, 1, 1, y_bands, y_slots,
-        0, 0, 0,
+        dy.shape[0], filters, groups, *image_of(dy), *steps(dy), 1, 1, 0, 0, y_rows, *division(y_rows), *of_pitch, 1, 1, y_bands,
+        y_slots, 0, 0, 0,
     )  # fmt: skip
     it = Plan(arithmetic, taps, geometry, x_layout, y_layout, HEADER + stages * (x_bytes + y_bytes))
     return (

@@ -3,6 +3,8 @@
 For each tap it is the matrix product of dy with x, some slots away, summed over slots. A tile is 64 filters by 128
 channels for three taps of a row, one a warpgroup; or 128 filters for a single tap, 64 a warpgroup. A last warp has the
 copy engine bring a stage of slots: channels across, slots down, read transposed by the tensor cores, each promoted.
+Where whole rows of slots are padding, as in small images, dy is laid out without them: a stage of x is then brought
+from two images, as many rows apart.
 
 The stages of all tiles, one tile after the other, are dealt out evenly: each block of threads takes a *span* of them,
 which may end in the middle of one tile and begin in that of another. So a tile is summed in shares by one block or
@@ -42,6 +44,8 @@ class Geometry(NamedTuple):
     y_slots: int
     slots: int  # of x in a stage
     pitch: int
+    x_image: int  # slots from an image of x to the next
+    y_image: int  # as many, or fewer, of dy
     stride_h: int
     stride_w: int
     dilation_h: int
@@ -157,6 +161,13 @@ def span_with(unit, g):
     return divided(types.int32((unit + 1) * g.spans - 1), g.units_multiplier, g.units_shift)
 
 
+@cuda.jit(device=True)
+def x_of(slot, g):
+    """Where x lies that meets dy from a slot on, and how many slots of a stage of it are in that image, not in the next."""
+    image, rest = quotient_and_rest(slot, g.y_image)
+    return types.int32(image * g.x_image + rest), types.int32(min(g.slots, g.y_image - rest))
+
+
 @functools.cache
 def kernel_of(precision: str, taps: int) -> Any:
     """The kernel for tiles of one tap, or of three."""
@@ -202,12 +213,17 @@ def kernel_of(precision: str, taps: int) -> Any:
             if lane == 0:
                 ptx.barrier_expect(full, expected)
             cuda.syncwarp()
-            offset = types.int64(chunk) * y_run_bytes
             if lane < runs:
-                ptx.bulk_copy(types.int32(x_stage + lane * run_bytes), x + offset, run_bytes, full)
+                at, (first_slot, of_image) = types.int32(x_stage + lane * run_bytes), x_of(types.int32(chunk * slots), g)
+                its_x = x + types.int64(first_slot) * SLOT * 16
+                ptx.bulk_copy(at, its_x, types.int32(of_image * SLOT * 16), full)
+                if of_image < g.slots:
+                    at += types.int32(of_image * SLOT * 16)
+                    its_x += types.int64(of_image + g.x_image - g.y_image) * SLOT * 16
+                    ptx.bulk_copy(at, its_x, types.int32((g.slots - of_image) * SLOT * 16), full)
             elif lane < runs + y_runs:
                 at = types.int32(x_stage + x_bytes + (lane - runs) * y_run_bytes)
-                ptx.bulk_copy(at, dy + offset, y_run_bytes, full)
+                ptx.bulk_copy(at, dy + types.int64(chunk) * y_run_bytes, y_run_bytes, full)
             stage += types.int32(1)
             if stage == g.stages:
                 stage, parity = types.int32(0), types.int32(parity ^ 1)
