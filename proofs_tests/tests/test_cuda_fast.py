@@ -62,6 +62,7 @@ def fast_kernels() -> Iterator[Any]:
     blocks += [m.slots.Block(precision, *taps[0]) for precision in ("fast", "tf32")]
     blocks += [m.slots.Block(precision, 1, 1, 64, 128, False, True) for precision in ("strict", "fast")]
     blocks += [m.slots.Block(*each, gathered=True) for each in (("strict", 1, 1, 32, 136), ("fast", 1, 1, 32, 128))]
+    blocks += [m.slots.Block(precision, 3, 3, 16, 128, stacked=True) for precision in ("strict", "fast")]
     for block in blocks:
         pack, convolve = m.launch_conv._kernels(block)
         # 68 sums in each of two tuples, and the scales of images or where taps lie, leave a few registers too few.
@@ -94,6 +95,20 @@ def fast_kernels() -> Iterator[Any]:
     ]  # fmt: skip
     for kernel in others:
         yield pytest.param(kernel, 0, id=kernel.name)
+
+
+@pytest.mark.parametrize("word", ["strict", "fast", "bf16x4"])
+def test_stacked_parts_give_each_product_once_and_beside_them_only_smaller_ones(word: str) -> None:
+    arithmetic = modules().slots.ARITHMETIC[word]
+    lines = -(-arithmetic.parts // 2)
+    given = [(2 * pair + half, right) for pair, right in arithmetic.products_of_stacked for half in (0, 1)]
+    assert len(set(given)) == len(given)
+    assert set(arithmetic.products) <= set(given)
+    assert {pair for pair, _ in arithmetic.products_of_stacked} == set(range(lines))
+    least = max(left + right for left, right in arithmetic.products)
+    beside = {each for each in given if each[0] < arithmetic.parts} - set(arithmetic.products)
+    assert all(left + right > least - 1 for left, right in beside)
+    assert len(arithmetic.products_of_stacked) < len(arithmetic.products)
 
 
 @pytest.mark.parametrize(("kernel", "spills"), list(fast_kernels()))

@@ -48,6 +48,12 @@ class Arithmetic:
         """Channels that one instruction sums."""
         return 2 * self.unit
 
+    @property
+    def products_of_stacked(self) -> tuple[tuple[int, int], ...]:
+        """As `products`, where two parts of the left operand are stacked: 2i and 2i+1 are one, i. Some products come
+        beside these, all of them smaller."""
+        return tuple(dict.fromkeys((left // 2, right) for left, right in reversed(self.products)))[::-1]
+
 
 SPLIT = ((1, 0), (0, 1), (0, 0))
 ARITHMETIC = {

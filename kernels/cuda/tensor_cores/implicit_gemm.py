@@ -37,11 +37,11 @@ def multiplier(block: Block) -> Any:
     """
     arithmetic, columns, filters, groups = block.arithmetic, block.columns, block.filters, block.groups
     columns_apart, rows_apart = (columns, 0) if block.side_by_side else (0, FILTERS)
-    weight_bytes, is_laid, run_units = block.weight_bytes, block.laid, 8
+    weight_bytes, unit_rows, is_laid, run_units = block.weight_bytes, block.unit_rows, block.laid, 8
     if is_laid:
         multiply = block_of_band(arithmetic, filters, columns)
     else:
-        multiply = block_of_products(arithmetic, filters, columns, block.rows, block.row, block.channels)
+        multiply = block_of_products(block)
     zero, promote, finish, store = zeros(columns), promoter(columns), finisher(columns), storer(block)
 
     @cuda.jit(device=True)
@@ -49,7 +49,7 @@ def multiplier(block: Block) -> Any:
         x_area = shared + HEADER + warpgroup * columns_apart * 16
         weight_area = shared + HEADER + g.stages * x_bytes
         patch = weight_area + g.stages * weight_bytes + (cuda.threadIdx.x >> 5) * 16 * PATCH * 4
-        a_high, b_high = filters << 16, 1 << 16 if is_laid else g.slots << 16
+        a_high, b_high = unit_rows << 16, 1 << 16 if is_laid else g.slots << 16
         stage, parity, stored = types.int32(0), types.int32(0), types.int32(-1)
         sums, part = zero(), zero()
         tap_a, tap_b = types.int32(0), types.int32(0)

@@ -1,6 +1,7 @@
 """What stands before a fast convolution: weights split and laid out for the copy engine, each image's greatest value.
 
-The packed weights are, for each block of filters and stage: `[tap][part][unit of 16 bytes][filter]`.
+The packed weights are, for each block of filters and stage: `[tap][part][unit of 16 bytes][filter]`, or, where two parts
+are stacked to the 64 rows of a product, `[tap][unit of 16 bytes][part][filter]`, with an even number of parts.
 """
 
 import functools
@@ -22,6 +23,7 @@ from .arithmetic import (
     scale_exponent,
     splitter,
 )
+from .slots import FILTERS as LINES
 from .slots import SHARES, Block, quotient_and_rest
 
 THREADS = 256
@@ -103,8 +105,10 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
     Where operands are scaled, the filter's greatest magnitude goes to `scales`, behind the images'. Theirs are found
     here too, by SHARES blocks for each image, if x's size is given; else they are cleared.
     """
-    block = Block(precision, rows, row, channels, columns=64, side_by_side=filters == 64)
-    arithmetic, taps, units, unit_bytes = block.arithmetic, rows * row, block.groups, filters * 16
+    is_stacked = filters == LINES // 2
+    block = Block(precision, rows, row, channels, columns=64, side_by_side=filters <= LINES, stacked=is_stacked)
+    arithmetic, taps, units, unit_bytes = block.arithmetic, rows * row, block.groups, block.unit_rows * 16
+    part_bytes, tap_bytes = filters * 16 if is_stacked else units * unit_bytes, block.tap_rows * 16
     lowest = LOWEST_WEIGHT if arithmetic.lowest else 0.0
     split = splitter(arithmetic, lowest, ptx.GLOBAL)
     parts, is_scaled, halves = arithmetic.parts, arithmetic.scaled, channels // CHANNELS
@@ -162,7 +166,7 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
             if thread < together:
                 ptx.store_global_word(scales + types.int64(g.images * SHARES + line) * 4, greatest)
         steps = g.chunks * g.phase_rows * g.phase_columns
-        packed += types.int64(block) * steps * taps * parts * units * unit_bytes + types.int64(m) * 16
+        packed += types.int64(block) * steps * taps * tap_bytes + types.int64(m) * 16
         flag = types.int32(0)
         for i in range(thread // together, steps * taps * halves, threads // together):
             rest, half = quotient_and_rest(i, halves)
@@ -175,8 +179,13 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
             values = gather(weight + at * 4, g.w_channel * 4, count - channel if s < g.row else 0)
             if is_scaled:
                 values = scale(values, factor)
-            at = types.int64(step * taps + tap) * parts * units + half * subunits
-            flag |= split(values, packed + at * unit_bytes, units * unit_bytes, unit_bytes)
+            at = packed + types.int64(step * taps + tap) * tap_bytes + half * subunits * unit_bytes
+            flag |= split(values, at, part_bytes, unit_bytes)
+            if is_stacked and parts % 2 == 1:  # Beside the last part there is nothing.
+                for unit in range(subunits):
+                    for word in range(4):
+                        zero_at = at + parts * part_bytes + unit * unit_bytes + word * 4
+                        ptx.store_global_word(zero_at, types.int32(0))
         cuda.syncthreads()
         if flag != 0:
             are_strange[thread % together] = 1

@@ -12,7 +12,7 @@ from .laid_out import BAND, Layout
 from .pack import Filters
 from .problem import Problem, are_few, division, pitch_of
 from .rungs import HOPPER, Rung
-from .slots import SHARES, TABLE, Block, Geometry
+from .slots import FILTERS, SHARES, TABLE, Block, Geometry
 
 MOST_STAGES, H200 = 4, 132
 """Stages that are in shared memory at a time; multiprocessors of the GPU that widths were measured on."""
@@ -72,6 +72,20 @@ def splits(problem: Problem, precision: str, rung: Rung = HOPPER) -> list[Block]
     """The blocks that can serve the problem, the best first: a whole filter, its rows, single taps."""
     if rung.by_warps:
         return _splits_by_warps(problem, precision, rung)
+    return [_stacked(each, problem) for each in _splits_by_warpgroups(problem, precision)]
+
+
+def _stacked(block: Block, problem: Problem) -> Block:
+    """With two parts of its weights in one product, where filters leave half of one empty, and products take longer
+    than the loads: 32x32x112x112 -> 64, 1x1, dx gained nothing, 3x3 a quarter. 136 columns, and what is added to them
+    as they are stored, do not fit the registers."""
+    are_few_products = problem.channels * _taps(problem) < LEAST_TERMS
+    if problem.filters > FILTERS // 2 or block.arithmetic.parts == 1 or block.laid or are_few_products:
+        return block
+    return dataclasses.replace(block, stacked=True, columns=min(block.columns, 128))
+
+
+def _splits_by_warpgroups(problem: Problem, precision: str) -> list[Block]:
     (rows, row), (_, stride_w) = problem.taps, problem.stride
     whole, blocks = (rows, row) == (3, 3) and problem.stride == (1, 1), []
     laid = Block(precision, 1, 1, BAND, 128, side_by_side=False, laid=True)

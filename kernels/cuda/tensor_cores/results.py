@@ -1,4 +1,8 @@
-"""How sums leave implicit_gemm.py: scaled back, with bias, rectified if asked, through shared memory to rows of y."""
+"""How sums leave implicit_gemm.py: scaled back, with bias, rectified if asked, through shared memory to rows of y.
+
+Where parts of weights are stacked, warps 0 and 2 of a warpgroup have sums of the same filters, and so have 1 and 3: the
+first of each two adds the other's to its own, by way of their patches, and stores.
+"""
 
 import functools
 from typing import Any
@@ -46,10 +50,17 @@ def placer(is_scaled: bool) -> Any:
 
 
 @functools.cache
-def portion_storer(is_scaled: bool) -> Any:
+def portion_storer(is_scaled: bool, is_stacked: bool) -> Any:
     """`store_portion(sums, place, patch, lane, bias, upper, lower, g)`: sixteen filters of 32 slots, through the warp's
     patch, so that a row of the image is written at once."""
-    spread, read = spreader(PATCH), column(PATCH)
+    spread, read, others_patch = spreader(PATCH), column(PATCH), 2 * 16 * PATCH * 4
+
+    @cuda.jit(device=True)
+    def wait_for_patches():
+        if is_stacked:
+            ptx.turn_wait(types.int32(3 + 2 * (cuda.threadIdx.x >> 7) + (cuda.threadIdx.x >> 5 & 1)), 64)
+        else:
+            cuda.syncwarp()
 
     @cuda.jit(device=True)
     def store_portion(sums, place, patch, lane, bias, upper, lower, g):
@@ -57,16 +68,19 @@ def portion_storer(is_scaled: bool) -> Any:
         if is_scaled:
             sums = scale_rows(sums, upper, lower)
         spread(sums, patch + ((lane >> 2) * PATCH + 2 * (lane & 3)) * 4)
-        cuda.syncwarp()
-        values = read(patch + lane * 4)
-        if is_scaled:
-            values = scale(values, factor)
-        if bias != 0:
-            values = added(values, read(patch + 32 * 4))
-        if g.rectify != 0:
-            values = rectified(values)
-        scatter(values, at, types.int64(g.y_k) * 4, count)
-        cuda.syncwarp()
+        wait_for_patches()
+        if not is_stacked or cuda.threadIdx.x >> 6 & 1 == 0:
+            values = read(patch + lane * 4)
+            if is_stacked:
+                values = added(values, read(patch + others_patch + lane * 4))
+            if is_scaled:
+                values = scale(values, factor)
+            if bias != 0:
+                values = added(values, read(patch + 32 * 4))
+            if g.rectify != 0:
+                values = rectified(values)
+            scatter(values, at, types.int64(g.y_k) * 4, count)
+        wait_for_patches()
 
     return store_portion
 
@@ -104,14 +118,15 @@ def storer(block: Block) -> Any:
     columns_apart, rows_apart = (columns, 0) if block.side_by_side else (0, FILTERS)
     portion0, portion1, portion2, portion3, portion4 = (portion(columns, i) for i in range(5))
     count = -(-columns // 32)
-    place_at, store_portion, factors_of = placer(is_scaled), portion_storer(is_scaled), row_factors(is_scaled)
+    place_at, factors_of = placer(is_scaled), row_factors(is_scaled)
+    store_portion, warps_of_filters = portion_storer(is_scaled, block.stacked), min(4, filters // 16)
 
     @cuda.jit(device=True)
     def store(sums, tile, y, bias, scales, patch, g):
         lane, warp = types.int32(cuda.threadIdx.x & 31), types.int32((cuda.threadIdx.x >> 5) & 3)
         warpgroup = types.int32(cuda.threadIdx.x >> 7)
         pixel_tile, group, filter_block = tile_of(tile, g)
-        filter_ = types.int32(filter_block * filters + warpgroup * rows_apart + warp * 16)
+        filter_ = types.int32(filter_block * filters + warpgroup * rows_apart + warp % warps_of_filters * 16)
         left = types.int32(g.filters - filter_)
         if left <= 0:
             return

@@ -31,7 +31,9 @@ class Block:
 
     `side_by_side` warpgroups take different pixels and the same 64 filters; else the same pixels and 128 filters.
     `laid`: x is laid out beforehand, and a stage is one tap of a band of 64 channels. `gathered`: every tap of every
-    channel is a channel of its own, so that a first layer's 3 x 7 x 7 fill 160 and not 16 x 7 x 8.
+    channel is a channel of its own, so that a first layer's 3 x 7 x 7 fill 160 and not 16 x 7 x 8. `stacked`: two parts
+    of up to 32 filters are the 64 rows of a product, which then gives two products of parts; their sums are added as
+    they are stored.
     """
 
     precision: str
@@ -42,6 +44,7 @@ class Block:
     side_by_side: bool = True
     laid: bool = False
     gathered: bool = False
+    stacked: bool = False
     rung: Rung = field(default=HOPPER, repr=False)
 
     @property
@@ -57,6 +60,8 @@ class Block:
     @property
     def filters(self) -> int:
         """Filters of a tile."""
+        if self.stacked:
+            return FILTERS // 2
         return FILTERS if self.side_by_side else 2 * FILTERS
 
     @property
@@ -70,9 +75,24 @@ class Block:
         return self.channels // self.arithmetic.unit
 
     @property
+    def unit_rows(self) -> int:
+        """Of a tap's weights, of which each has 16 bytes of a unit."""
+        return FILTERS * -(-self.arithmetic.parts // 2) if self.stacked else self.filters
+
+    @property
+    def tap_rows(self) -> int:
+        """Of a tap's weights, for all units and parts."""
+        return self.groups * self.unit_rows * (1 if self.stacked else self.arithmetic.parts)
+
+    @property
+    def part_rows(self) -> int:
+        """From a part to the next, or from two stacked ones to the next two."""
+        return FILTERS if self.stacked else self.groups * self.filters
+
+    @property
     def weight_bytes(self) -> int:
         """Of a stage."""
-        return self.rows * self.row * self.arithmetic.parts * self.groups * self.filters * 16
+        return self.rows * self.row * self.tap_rows * 16
 
     def x_bytes(self, slots: int) -> int:
         """Of a stage."""

@@ -130,7 +130,7 @@ def rows_storer(block: Block) -> Any:
     """`store_rows(sums, sixteen, tile, y, bias, scales, patch, g)`: sixteen filters of the warp's columns."""
     filters, pixels, columns, is_scaled = block.filters, block.pixels, block.columns // WARPS, block.arithmetic.scaled
     columns_apart, rows_apart = apart(block)
-    place_at, store_portion, factors_of = placer(is_scaled), portion_storer(is_scaled), row_factors(is_scaled)
+    place_at, store_portion, factors_of = placer(is_scaled), portion_storer(is_scaled, False), row_factors(is_scaled)
 
     @cuda.jit(device=True)
     def store_rows(sums, sixteen, tile, y, bias, scales, patch, g):

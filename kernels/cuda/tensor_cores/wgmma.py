@@ -11,6 +11,7 @@ from numba.cuda import types
 
 from ..ptx import F32, constant, device_function, emit, unpacked
 from .arithmetic import Arithmetic
+from .slots import Block
 
 
 def accumulators(columns: int) -> Any:
@@ -18,27 +19,29 @@ def accumulators(columns: int) -> Any:
     return types.UniTuple(types.float32, columns // 2)
 
 
-def block_of_products(arithmetic: Arithmetic, filters: int, columns: int, rows: int, row: int, channels: int) -> Any:
-    """`multiply(sums, a, b, part_step, group_step, row_step, tap_step)`: starts the wgmma of one stage, `rows x row`
-    taps of `channels` channels, for 64 filters and `columns` pixels. The steps are those of b, in units of 16 bytes.
+def block_of_products(block: Block) -> Any:
+    """`multiply(sums, a, b, part_step, group_step, row_step, tap_step)`: starts the wgmma of one stage, all its taps and
+    channels, for 64 rows of weights and a warpgroup's pixels. The steps are those of b, in units of 16 bytes.
 
     a and b are the low words of matrix descriptors: no swizzle, 8 rows of 16 bytes together. The first product
     overwrites the sums, which nobody may touch before `finish`.
     """
-    groups, taps, count = channels // arithmetic.unit, rows * row, columns // 2
+    arithmetic, rows, row, columns, groups = block.arithmetic, block.rows, block.row, block.columns, block.groups
+    taps, count, unit_rows, tap_rows = rows * row, columns // 2, block.unit_rows, block.tap_rows
+    products = arithmetic.products_of_stacked if block.stacked else arithmetic.products
     sums = "{" + ",".join(f"${i}" for i in range(count)) + "}"
     a, b, part_step, group_step, row_step, tap_step = (f"${count + i}" for i in range(6))
     transposed = "" if arithmetic.kind == "tf32" else ", 0, 0"
     name = f"wgmma.mma_async.sync.aligned.m64n{columns}k{arithmetic.depth}.f32.{arithmetic.kind}.{arithmetic.kind}"
-    codes = [sum(pair[side] << 2 * i for i, pair in enumerate(arithmetic.products)) for side in (0, 1)]
+    codes = [sum(pair[side] << 2 * i for i, pair in enumerate(products)) for side in (0, 1)]
     nounroll = r"\22nounroll\22"  # A quotation mark in LLVM's assembly.
     # A loop over the products, here and not in Python: sums in flight must not be moved to other registers.
     text = [
         "{ .reg .pred added, more; .reg .b32 la, lb, part, codes_a, codes_b, left, high, next_row; .reg .b64 da, db;",
-        f"mov.b32 codes_a, {codes[0]}; mov.b32 codes_b, {codes[1]}; mov.b32 left, {len(arithmetic.products)};",
+        f"mov.b32 codes_a, {codes[0]}; mov.b32 codes_b, {codes[1]}; mov.b32 left, {len(products)};",
         f"mul.lo.s32 next_row, {tap_step}, {row - 1}; sub.s32 next_row, {row_step}, next_row; mov.b32 high, 8;",
         "setp.ne.s32 added, left, left; wgmma.fence.sync.aligned;",
-        f"next_${{:uid}}: .pragma {nounroll}; and.b32 part, codes_a, 3; mad.lo.s32 la, part, {groups * filters}, {a};",
+        f"next_${{:uid}}: .pragma {nounroll}; and.b32 part, codes_a, 3; mad.lo.s32 la, part, {block.part_rows}, {a};",
         f"and.b32 part, codes_b, 3; mad.lo.s32 lb, part, {part_step}, {b};",
         "shr.b32 codes_a, codes_a, 2; shr.b32 codes_b, codes_b, 2; sub.s32 left, left, 1; setp.ne.s32 more, left, 0;",
     ]
@@ -46,9 +49,9 @@ def block_of_products(arithmetic: Arithmetic, filters: int, columns: int, rows: 
         for tap in range(taps):
             text.append("mov.b64 da, {la, high}; mov.b64 db, {lb, high};")
             text.append(f"{name} {sums}, da, db, added, 1, 1{transposed}; setp.eq.s32 added, left, left;")
-            text.append(f"add.s32 la, la, {arithmetic.parts * groups * filters};")
+            text.append(f"add.s32 la, la, {tap_rows};")
             text.append(f"add.s32 lb, lb, {tap_step if (tap + 1) % row else 'next_row'};")
-        text.append(f"add.s32 la, la, {(2 - taps * arithmetic.parts * groups) * filters};")
+        text.append(f"add.s32 la, la, {2 * unit_rows - taps * tap_rows};")
         text.append(f"mad.lo.s32 lb, {row_step}, {-rows}, lb; mad.lo.s32 lb, {group_step}, 2, lb;")
     text.append("@more bra next_${:uid}; wgmma.commit_group.sync.aligned; }")
 

@@ -214,7 +214,10 @@ def kernel_of(precision: str, taps: int) -> Any:
                 ptx.barrier_expect(full, expected)
             cuda.syncwarp()
             if lane < runs:
-                at, (first_slot, of_image) = types.int32(x_stage + lane * run_bytes), x_of(types.int32(chunk * slots), g)
+                at, (first_slot, of_image) = (
+                    types.int32(x_stage + lane * run_bytes),
+                    x_of(types.int32(chunk * slots), g),
+                )
                 its_x = x + types.int64(first_slot) * SLOT * 16
                 ptx.bulk_copy(at, its_x, types.int32(of_image * SLOT * 16), full)
                 if of_image < g.slots:
