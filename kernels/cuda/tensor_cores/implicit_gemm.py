@@ -35,13 +35,10 @@ def multiplier(block: Block) -> Any:
 
     The last tile's results are written while the next one's first products run.
     """
-    arithmetic, columns, filters, groups = block.arithmetic, block.columns, block.filters, block.groups
+    arithmetic, columns, groups = block.arithmetic, block.columns, block.groups
     columns_apart, rows_apart = (columns, 0) if block.side_by_side else (0, FILTERS)
     weight_bytes, unit_rows, is_laid, run_units = block.weight_bytes, block.unit_rows, block.laid, 8
-    if is_laid:
-        multiply = block_of_band(arithmetic, filters, columns)
-    else:
-        multiply = block_of_products(block)
+    multiply = block_of_band(arithmetic, block.filters, columns) if is_laid else block_of_products(block)
     zero, promote, finish, store = zeros(columns), promoter(columns), finisher(columns), storer(block)
 
     @cuda.jit(device=True)

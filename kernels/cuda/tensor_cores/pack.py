@@ -1,7 +1,7 @@
 """What stands before a fast convolution: weights split and laid out for the copy engine, each image's greatest value.
 
-The packed weights are, for each block of filters and stage: `[tap][part][unit of 16 bytes][filter]`, or, where two parts
-are stacked to the 64 rows of a product, `[tap][unit of 16 bytes][part][filter]`, with an even number of parts.
+The packed weights are, for each block of filters and stage: `[tap][part][unit of 16 bytes][filter]`, or, where two
+parts are stacked to the 64 rows of a product, `[tap][unit of 16 bytes][part][filter]`, with an even number of parts.
 """
 
 import functools

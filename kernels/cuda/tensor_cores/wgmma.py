@@ -20,8 +20,8 @@ def accumulators(columns: int) -> Any:
 
 
 def block_of_products(block: Block) -> Any:
-    """`multiply(sums, a, b, part_step, group_step, row_step, tap_step)`: starts the wgmma of one stage, all its taps and
-    channels, for 64 rows of weights and a warpgroup's pixels. The steps are those of b, in units of 16 bytes.
+    """`multiply(sums, a, b, part_step, group_step, row_step, tap_step)`: starts the wgmma of one stage, all its taps
+    and channels, for 64 rows of weights and a warpgroup's pixels. The steps are those of b, in units of 16 bytes.
 
     a and b are the low words of matrix descriptors: no swizzle, 8 rows of 16 bytes together. The first product
     overwrites the sums, which nobody may touch before `finish`.

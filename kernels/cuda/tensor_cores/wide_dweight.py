@@ -121,18 +121,18 @@ def plan(
     units = tiles * chunks
     geometry = Geometry(
         channels, filters, groups, x_bands, y_bands, x_slots, y_slots, slots, pitch, x_image, y_image,
-        *window.stride, *window.dilation, phase_columns, filter_blocks, channel_blocks, rows_of_filter, row, row_blocks, chunks,
-        tiles, units, *division(units), min(blocks, units, 2**30 // units), stages,
+        *window.stride, *window.dilation, phase_columns, filter_blocks, channel_blocks, rows_of_filter, row, row_blocks,
+        chunks, tiles, units, *division(units), min(blocks, units, 2**30 // units), stages,
     )  # fmt: skip
     of_pitch = (pitch, *division(pitch))
     x_layout = Layout(
         x.shape[0], channels, groups, *image_of(x), *steps(x), *window.stride, window.padding[0][0],
-        window.padding[1][0], rows, *division(rows), *of_pitch, phase_rows * phase_columns, phase_columns, x_bands, x_slots,
-        0, 0, 0,
+        window.padding[1][0], rows, *division(rows), *of_pitch, phase_rows * phase_columns, phase_columns, x_bands,
+        x_slots, 0, 0, 0,
     )  # fmt: skip
     y_layout = Layout(
-        dy.shape[0], filters, groups, *image_of(dy), *steps(dy), 1, 1, 0, 0, y_rows, *division(y_rows), *of_pitch, 1, 1, y_bands,
-        y_slots, 0, 0, 0,
+        dy.shape[0], filters, groups, *image_of(dy), *steps(dy), 1, 1, 0, 0, y_rows, *division(y_rows), *of_pitch,
+        1, 1, y_bands, y_slots, 0, 0, 0,
     )  # fmt: skip
     it = Plan(arithmetic, taps, geometry, x_layout, y_layout, HEADER + stages * (x_bytes + y_bytes))
     return (

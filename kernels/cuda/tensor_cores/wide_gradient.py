@@ -163,7 +163,7 @@ def span_with(unit, g):
 
 @cuda.jit(device=True)
 def x_of(slot, g):
-    """Where x lies that meets dy from a slot on, and how many slots of a stage of it are in that image, not in the next."""
+    """Where x lies that meets dy from a slot on, and how many slots of its stage are in that image, not in the next."""
     image, rest = quotient_and_rest(slot, g.y_image)
     return types.int32(image * g.x_image + rest), types.int32(min(g.slots, g.y_image - rest))
 
