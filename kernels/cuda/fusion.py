@@ -23,7 +23,7 @@ from .relu import in_one_piece
 
 if not SIMULATED:
     from .cuda_cores import first_block, pool_by_twos
-    from .cuda_cores.elementwise import bias_gradient
+    from .cuda_cores.elementwise import gated_bias_gradient
     from .tensor_cores import launch_conv
 
 
@@ -111,7 +111,7 @@ def _unpooled(dy: Any, winner: Any, *, shape: tuple[int, ...], of_bias: bool) ->
     if not of_bias:
         return (dconv,)
     dbias = dy.empty(shape[1:2])
-    if not served(bias_gradient, dy, dbias, winner):
+    if not served(gated_bias_gradient, dy, winner, dbias):
         dbias = conv2d_dbias(dconv)
     return dconv, dbias
 

@@ -88,7 +88,7 @@ def fast_kernels() -> Iterator[Any]:
         m.launch_direct._kernel("filters", 3, 4, 4), m.launch_direct._gradient_kernel(3, 3, 8, 3),
         m.launch_direct._gradient_kernel(1, 7, 8, 7), m.launch_direct._gradient_kernel(1, 1, 1, 1),
         m.launch_direct.add_shares(4), m.launch_direct.add_shares(32), *m.elementwise.KERNELS.values(),
-        m.elementwise._PLANE_SUMS, m.pool_by_twos._POOL, m.launch_conv.laid_out.kernel("fast", 0.0),
+        m.elementwise._PLANE_SUMS, m.elementwise._GATED_SUMS, m.pool_by_twos._POOL, m.launch_conv.laid_out.kernel("fast", 0.0),
         m.pool_by_twos._UNPOOL, m.few_outputs._forward(10, 4), m.few_outputs._forward(1, 2), m.few_outputs._dx(10),
         m.few_outputs._dweight(16), *m.first_block._kernels(1, 3, 3, 8), *m.first_block._kernels(3, 3, 3, 3),
         m.update._UPDATE,

@@ -76,10 +76,9 @@ def pixel_of(i, g):
 
 
 @cuda.jit(device=True)
-def stage_weights(weight, shared, channels, rows, row, g):
-    """The group's weights to shared memory: `[k][c][r][s]`, filled up to a multiple of four for each filter."""
-    count = channels * rows * row
-    padded = (count + 3) // 4 * 4
+def stage_weights(weight, bias, shared, count, padded, rows, row, g):
+    """The group's weights to shared memory: for each filter its `count` taps `[c][r][s]`, its bias where there is one
+    and room for it, and zeros up to `padded` numbers."""
     for i in range(cuda.threadIdx.x, g.filters * padded, cuda.blockDim.x):
         k, j = divmod(i, padded)
         value = types.float32(0)
@@ -88,6 +87,8 @@ def stage_weights(weight, shared, channels, rows, row, g):
             c, r = divmod(rest, rows)
             at = types.int64(k) * g.w_filter + c * g.w_channel + r * g.w_r + s * g.w_s
             value = ptx.load_global(weight + at * 4)
+        elif j == count and bias != 0:
+            value = ptx.load_global(bias + types.int64(k) * 4)
         ptx.store_shared(shared + i * 4, value)
     cuda.syncthreads()
 
@@ -100,11 +101,14 @@ def few_channels(channels: int, rows: int, row: int, tall: int, step: int) -> An
     """
     inputs, dots = window_of(channels, rows + (tall - 1) * step, row), dots_of(channels, rows, row, tall, step)
     zero, finished, store = zeros_of(tall), finished_of(tall), stored_of(tall, 1)
-    padded = -(-channels * rows * row // 4) * 4
+    count = channels * rows * row
+    padded = count // 4 * 4 + 4
 
     def kernel(x, weight, bias, y, g):
         shared, group = ptx.dynamic_shared(), cuda.blockIdx.y
-        stage_weights(weight + types.int64(group) * g.w_group * 4, shared, channels, rows, row, g)
+        if bias != 0:
+            bias += types.int64(group) * g.filters * 4
+        stage_weights(weight + types.int64(group) * g.w_group * 4, bias, shared, count, padded, rows, row, g)
         for i in range(cuda.grid(1), g.images * g.pixels, cuda.gridsize(1)):
             n, p, q = pixel_of(types.int32(i), g)
             p = types.int32(p * tall)
@@ -118,10 +122,8 @@ def few_channels(channels: int, rows: int, row: int, tall: int, step: int) -> An
             at += types.int64(group) * g.filters * g.y_k * 4
             left = types.int32(min(tall, g.p - p))
             for k in range(g.filters):
-                sums = dots(zero(), values, shared + types.int32(k) * padded * 4)
-                more = types.float32(0)
-                if bias != 0:
-                    more = ptx.load_global(bias + (types.int64(group) * g.filters + k) * 4)
+                filter_ = types.int32(shared + k * padded * 4)
+                sums, more = dots(zero(), values, filter_), ptx.load_shared(types.int32(filter_ + count * 4))
                 store(finished(sums, more, g.rectify), at, types.int64(g.y_h) * 4, left)
                 at += types.int64(g.y_k) * 4
 

@@ -17,13 +17,13 @@ from numba.cuda import types
 from .. import ptx
 from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, multiprocessors
-from ..ptx import F32, I32, I64, constant, device_function, emit, unpacked
+from ..ptx import F32, constant, device_function, emit, unpacked
 from ..tensor_cores.arithmetic import gatherer
 from ..tensor_cores.problem import Problem, division
 from . import launch_direct
 from .direct import GEOMETRY, MOST_TAPS, THREADS, Geometry, pixel_of, stage_weights
-from .pool_by_twos import NONE_WON, greater
-from .windows import finished_of, stored_of, tuple_of, warp_sums_of, window_of, zeros_of
+from .pool_by_twos import NONE_WON, total_of, winners_of
+from .windows import stored_of, tuple_of, warp_sums_of, window_of, zeros_of
 
 FORWARD = types.void(*[types.int64] * 5, GEOMETRY)
 """x, weight, bias or 0, pooled output, winners, geometry."""
@@ -38,37 +38,20 @@ def _of_four(channels: int, rows: int, row: int, tap: int) -> list[int]:
 
 
 def four_dots_of(channels: int, rows: int, row: int) -> Any:
-    """`dots(inputs, address)`: for four pixels, the sum of inputs times the filter at a shared address."""
+    """`dots(inputs, address)`: for four pixels, the sum of inputs times the filter at a shared address, and its bias."""
     count, inputs = channels * rows * row, channels * (rows + 1) * (row + 1)
 
     def generate(builder: Any, arguments: list[Any]) -> list[Any]:
-        totals, values = [ir.Constant(F32, 0.0)] * 4, unpacked(builder, arguments[0], inputs)
-        for i in range(0, count, 4):
+        totals, values, weights = [ir.Constant(F32, 0.0)] * 4, unpacked(builder, arguments[0], inputs), []
+        for i in range(0, count + 1, 4):
             text = f"ld.shared.v4.f32 {{$0, $1, $2, $3}}, [$4+{4 * i}];"
-            weights = emit(builder, text, "ffff", "r", [arguments[1]])
+            weights += emit(builder, text, "ffff", "r", [arguments[1]])
             for tap in range(i, min(i + 4, count)):
                 for pixel, place in enumerate(_of_four(channels, rows, row, tap)):
-                    totals[pixel] = builder.fma(values[place], weights[tap - i], totals[pixel])
-        return totals
+                    totals[pixel] = builder.fma(values[place], weights[tap], totals[pixel])
+        return [builder.fadd(total, weights[count]) for total in totals]
 
     return device_function(tuple_of(4)(tuple_of(inputs), types.int32), generate)
-
-
-def winners_of(filters: int) -> Any:
-    """`winners(address, step, count)`: a byte of each filter, `step` bytes apart; NONE_WON from `count` on."""
-    text = ["{ .reg .pred p; .reg .b64 at;"]
-    for i in range(filters):
-        text.append(f"setp.gt.s32 p, ${filters + 2}, {i}; mad.wide.s32 at, ${filters + 1}, {i}, ${filters};")
-        text.append(f"mov.b32 ${i}, {NONE_WON}; @p ld.global.nc.u8 ${i}, [at];")
-    constraints = ",".join(["=&r"] * filters + ["l", "r", "r"])
-
-    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
-        function = ir.FunctionType(ir.LiteralStructType([I32] * filters) if filters > 1 else I32, [I64, I32, I32])
-        assembly = ir.InlineAsm(function, "\n".join([*text, "}"]), constraints, side_effect=True)
-        result = builder.call(assembly, arguments)
-        return unpacked(builder, result, filters) if filters > 1 else [result]
-
-    return device_function(types.UniTuple(types.int32, filters)(types.int64, types.int32, types.int32), generate)
 
 
 def _gated(builder: Any, factors: list[Any], winners: list[Any], filters: int) -> list[list[Any]]:
@@ -100,31 +83,43 @@ def four_outer_add_of(channels: int, rows: int, row: int, filters: int) -> Any:
     return device_function(kind(kind, tuple_of(inputs), tuple_of(filters), few), generate)
 
 
-def total_of(filters: int) -> Any:
-    """`total(totals, factors, winners)`: totals + the factors of filters of which a pixel won."""
+def _greatest(builder: Any, arguments: list[Any]) -> list[Any]:
+    four, zero, which = unpacked(builder, arguments[0], 4), ir.Constant(F32, 0.0), constant(3)
+    text = "max.NaN.f32 $0, $1, $2;"
+    (left,), (right,) = (emit(builder, text, "f", "ff", four[i : i + 2], pure=True) for i in (0, 2))
+    (greatest,) = emit(builder, text, "f", "ff", [left, right], pure=True)
+    for pixel in (2, 1, 0):
+        which = builder.select(builder.fcmp_ordered("==", four[pixel], greatest), constant(pixel), which)
+    is_none = builder.fcmp_ordered("<=", greatest, zero)
+    first = builder.select(builder.fcmp_ordered("<", four[0], zero), zero, four[0])
+    return [builder.select(is_none, first, greatest), builder.select(is_none, constant(NONE_WON), which)]
 
-    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
-        totals, factors, winners = (unpacked(builder, each, filters) for each in arguments)
-        zero = ir.Constant(F32, 0.0)
-        return [
-            builder.fadd(total, builder.select(builder.icmp_signed("!=", won, constant(NONE_WON)), factor, zero))
-            for total, factor, won in zip(totals, factors, winners, strict=True)
-        ]
 
-    return device_function(
-        tuple_of(filters)(tuple_of(filters), tuple_of(filters), types.UniTuple(types.int32, filters)), generate
-    )
+greatest_of = device_function(types.Tuple((types.float32, types.int32))(tuple_of(4)), _greatest)
+"""`greatest_of(four)`: the greatest, rectified, and the first pixel that has it, or NONE_WON where it is not positive;
+NaN if there is one, whose pixel `first_nan_of` tells. Where all are rectified, it is the first: 0.0 or -0.0."""
+
+
+@cuda.jit(device=True)
+def first_nan_of(four):
+    """The first pixel that is NaN, of which there is one."""
+    if four[0] != four[0]:
+        return types.int32(0)
+    if four[1] != four[1]:
+        return types.int32(1)
+    return types.int32(2) if four[2] != four[2] else types.int32(3)
 
 
 @functools.cache
 def forward_of(channels: int, rows: int, row: int) -> Any:
     """One thread per pooled pixel holds its window's inputs; filters in turn, taps in the order c, r, s, bias last."""
-    inputs, dots, finished = window_of(channels, rows + 1, row + 1), four_dots_of(channels, rows, row), finished_of(4)
-    padded = -(-channels * rows * row // 4) * 4
+    inputs, dots = window_of(channels, rows + 1, row + 1), four_dots_of(channels, rows, row)
+    count = channels * rows * row
+    padded = count // 4 * 4 + 4
 
     def kernel(x, weight, bias, y, winner, g):
         shared = ptx.dynamic_shared()
-        stage_weights(weight, shared, channels, rows, row, g)
+        stage_weights(weight, bias, shared, count, padded, rows, row, g)
         for i in range(cuda.grid(1), g.images * g.pixels, cuda.gridsize(1)):
             n, p, q = pixel_of(types.int32(i), g)
             h, w = types.int32(2 * p - g.top), types.int32(2 * q - g.left)
@@ -134,19 +129,10 @@ def forward_of(channels: int, rows: int, row: int) -> Any:
             )
             at = types.int64(n) * g.filters * g.pixels + (i - types.int64(n) * g.pixels)
             for k in range(g.filters):
-                more = types.float32(0)
-                if bias != 0:
-                    more = ptx.load_global(bias + types.int64(k) * 4)
-                four = finished(dots(values, types.int32(shared + k * padded * 4)), more, types.int32(1))
-                greatest, which = four[0], types.int32(0)
-                if greater(four[1], greatest):
-                    greatest, which = four[1], types.int32(1)
-                if greater(four[2], greatest):
-                    greatest, which = four[2], types.int32(2)
-                if greater(four[3], greatest):
-                    greatest, which = four[3], types.int32(3)
-                if greatest <= types.float32(0):
-                    which = types.int32(NONE_WON)
+                four = dots(values, types.int32(shared + k * padded * 4))
+                greatest, which = greatest_of(four)
+                if greatest != greatest:
+                    which = first_nan_of(four)
                 ptx.store_global(y + at * 4, greatest)
                 ptx.store_byte(winner + at, which)
                 at += g.pixels
@@ -244,7 +230,7 @@ def forward(x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, probl
     blocks = min(-(-pixels // THREADS), launch_direct.BLOCKS * multiprocessors(x.place.device))
     _kernels(problem.channels, *problem.taps, _together(problem))[0](
         blocks, stream, x.address, weight.address, bias.address if bias is not None else 0, y.address, winner.address,
-        _geometry(problem), shared=4 * problem.filters * (-(-taps // 4) * 4),
+        _geometry(problem), shared=4 * problem.filters * launch_direct.padded(taps + 1),
     )  # fmt: skip
     return y, winner
 

@@ -158,7 +158,8 @@ def kernel_of(shape: Shape) -> Any:
 
     def kernel(dy, weight, dx, g):
         shared, group = ptx.dynamic_shared(), cuda.blockIdx.y
-        stage_weights(weight + types.int64(group) * g.w_group * 4, shared, channels, rows, row, g)
+        its_weight = weight + types.int64(group) * g.w_group * 4
+        stage_weights(its_weight, types.int64(0), shared, channels * rows * row, of_filter // 4, rows, row, g)
         for window in range(cuda.grid(1), g.images * g.windows, cuda.gridsize(1)):
             n = divided(types.int32(window), g.windows_multiplier, g.windows_shift)
             rest = types.int32(window - n * g.windows)

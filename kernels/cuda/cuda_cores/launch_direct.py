@@ -30,8 +30,9 @@ def few(size: int, pixels: int) -> bool:
     return size <= (FEW if pixels >= MANY_PIXELS else FEWER)
 
 
-def _padded(taps: int) -> int:
-    return -(-taps // 4) * 4
+def padded(numbers: int) -> int:
+    """How many numbers a filter takes in shared memory, which is read four at a time."""
+    return -(-numbers // 4) * 4
 
 
 def kind_of(problem: Problem) -> str | None:
@@ -43,7 +44,7 @@ def kind_of(problem: Problem) -> str | None:
     if max(map(abs, strides)) * 4 * max(*problem.dilation, 1) >= 2**31 or problem.groups > _MOST_LINES:
         return None
     if few(problem.channels, pixels) and problem.channels * taps <= MOST_TAPS:
-        staged = 4 * problem.filters * _padded(problem.channels * taps)
+        staged = 4 * problem.filters * padded(problem.channels * taps + 1)
         return "channels" if staged <= SHARED_MEMORY else None
     if few(problem.filters, pixels) and taps <= MOST_GRADIENT_TAPS:
         is_staged = _staged_filters(problem) > 0
@@ -53,7 +54,7 @@ def kind_of(problem: Problem) -> str | None:
 
 def _staged_filters(problem: Problem) -> int:
     """Of few filters those that a thread takes: all, or one, or none if the shared memory does not hold its weights."""
-    bytes_ = 4 * problem.channels * _padded(math.prod(problem.taps))
+    bytes_ = 4 * problem.channels * padded(math.prod(problem.taps))
     return next((each for each in (problem.filters, 1) if bytes_ * each <= SHARED_MEMORY), 0)
 
 
@@ -124,7 +125,8 @@ def convolve(
     filters = _staged_filters(problem) if kind == "filters" else problem.filters
     lines = problem.groups * problem.filters // filters
     staged = problem.channels * filters if kind == "filters" else filters
-    taps = math.prod(problem.taps) * (1 if kind == "filters" else problem.channels)
+    taps = math.prod(problem.taps)
+    numbers = taps if kind == "filters" else problem.channels * taps + 1
     tall, step = _together(problem) if kind == "channels" else (1, 1)
     geometry = _geometry(problem, rectify, tall)
     pixels = problem.images * geometry.pixels
@@ -132,7 +134,7 @@ def convolve(
     _kernel(kind, problem.channels if kind == "channels" else filters, *problem.taps, tall, step)(
         (blocks, lines), x.place.stream, x.address, weight.address + 4 * first_tap,
         bias.address if bias is not None else 0, y.address + 4 * first_pixel, geometry,
-        shared=4 * staged * _padded(taps),
+        shared=4 * staged * padded(numbers),
     )  # fmt: skip
 
 

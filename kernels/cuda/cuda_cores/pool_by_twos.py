@@ -7,14 +7,29 @@ choice: the first of equals, the first NaN above all. Behind a rectified convolu
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import cuda
 from numba.cuda import types
 
 from ..host.arrays import DeviceArray
 from ..host.driver import Kernel
-from ..ptx import load_byte, load_global, store_byte, store_global
+from ..ptx import (
+    F32,
+    I32,
+    I64,
+    constant,
+    device_function,
+    load_byte,
+    load_global,
+    load_two,
+    store_byte,
+    store_global,
+    store_two,
+    unpacked,
+)
 from ..tensor_cores.problem import division
 from ..tensor_cores.slots import divided
+from .windows import tuple_of
 
 THREADS, NONE_WON = 256, 4
 """Of a block; the number behind those of four pixels."""
@@ -42,6 +57,58 @@ def greater(value, than):
     return value > than or (value != value and than == than)
 
 
+@cuda.jit(device=True)
+def two_of(at):
+    """A window's pixels of one row."""
+    if at & 7 == 0:
+        return load_two(at)
+    return load_global(at), load_global(at + 4)
+
+
+@cuda.jit(device=True)
+def keep_two(at, first, second, is_wide):
+    """A window's pixels of one row, of which an incomplete one has the first alone."""
+    if is_wide and at & 7 == 0:
+        store_two(at, first, second)
+    else:
+        store_global(at, first)
+        if is_wide:
+            store_global(at + 4, second)
+
+
+def winners_of(filters: int) -> Any:
+    """`winners(address, step, count)`: a byte of each filter, `step` bytes apart; NONE_WON from `count` on."""
+    text = ["{ .reg .pred p; .reg .b64 at;"]
+    for i in range(filters):
+        text.append(f"setp.gt.s32 p, ${filters + 2}, {i}; mad.wide.s32 at, ${filters + 1}, {i}, ${filters};")
+        text.append(f"mov.b32 ${i}, {NONE_WON}; @p ld.global.nc.u8 ${i}, [at];")
+    constraints = ",".join(["=&r"] * filters + ["l", "r", "r"])
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        function = ir.FunctionType(ir.LiteralStructType([I32] * filters) if filters > 1 else I32, [I64, I32, I32])
+        assembly = ir.InlineAsm(function, "\n".join([*text, "}"]), constraints, side_effect=True)
+        result = builder.call(assembly, arguments)
+        return unpacked(builder, result, filters) if filters > 1 else [result]
+
+    return device_function(types.UniTuple(types.int32, filters)(types.int64, types.int32, types.int32), generate)
+
+
+def total_of(filters: int) -> Any:
+    """`total(totals, factors, winners)`: totals + the factors of filters of which a pixel won."""
+
+    def generate(builder: Any, arguments: list[Any]) -> list[Any]:
+        totals, factors, winners = (unpacked(builder, each, filters) for each in arguments)
+        zero = ir.Constant(F32, 0.0)
+        return [
+            builder.fadd(total, builder.select(builder.icmp_signed("!=", won, constant(NONE_WON)), factor, zero))
+            for total, factor, won in zip(totals, factors, winners, strict=True)
+        ]
+
+    return device_function(
+        tuple_of(filters)(tuple_of(filters), tuple_of(filters), types.UniTuple(types.int32, filters)), generate
+    )
+
+
 def _pool(x, y, winner, is_gate, size, g):
     """One thread per window: its maximum, and if `winner` is not 0 a byte that says which of its four pixels won.
 
@@ -53,9 +120,8 @@ def _pool(x, y, winner, is_gate, size, g):
         p = divided(rest, g.q_multiplier, g.q_shift)
         q = types.int32(rest - p * g.q)
         at = x + (types.int64(plane) * g.height * g.width + types.int64(2 * p) * g.width + 2 * q) * 4
-        below = at + types.int64(g.width) * 4
-        greatest, which = load_global(at), 0
-        second, third, fourth = load_global(at + 4), load_global(below), load_global(below + 4)
+        below, which = at + types.int64(g.width) * 4, 0
+        (greatest, second), (third, fourth) = two_of(at), two_of(below)
         if greater(second, greatest):
             greatest, which = second, 1
         if greater(third, greatest):
@@ -83,13 +149,9 @@ def _unpool(dy, winner, dx, size, g):
             which, gradient = load_byte(winner + j), load_global(dy + j * 4)
         at = dx + (types.int64(plane) * g.height * g.width + types.int64(2 * p) * g.width + 2 * q) * 4
         below, is_low, is_wide = at + types.int64(g.width) * 4, 2 * p + 1 < g.height, 2 * q + 1 < g.width
-        store_global(at, gradient if which == 0 else zero)
-        if is_wide:
-            store_global(at + 4, gradient if which == 1 else zero)
+        keep_two(at, gradient if which == 0 else zero, gradient if which == 1 else zero, is_wide)
         if is_low:
-            store_global(below, gradient if which == 2 else zero)
-        if is_low and is_wide:
-            store_global(below + 4, gradient if which == 3 else zero)
+            keep_two(below, gradient if which == 2 else zero, gradient if which == 3 else zero, is_wide)
 
 
 _POOL = Kernel("pool by twos", _pool, types.void(*[types.int64] * 5, HALVES), THREADS)
