@@ -24,7 +24,9 @@ from .relu import in_one_piece
 if not SIMULATED:
     from .cuda_cores import first_block, pool_by_twos
     from .cuda_cores.elementwise import gated_bias_gradient
+    from .cuda_cores.greatest import with_greatest
     from .tensor_cores import launch_conv
+    from .tensor_cores.arithmetic import ARITHMETIC
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,17 @@ class Fused:
     steps: tuple[Step, ...]
     convolution: Conv2d
     pooled: bool
+    feeds_convolution: bool
 
     def vjp(self, perform: Perform, parameters: Parameters, x: Any) -> tuple[Any, Backward]:
         """The output for a batch x, and what takes its gradient back; step by step where they cannot be fused."""
         name, conv = self.steps[0].name, self.convolution
         own, precision = parameters.of_layer(name), getattr(perform, "precision", "strict")
+        is_scaled = ARITHMETIC[precision].scaled
         forward = functools.partial(
-            _forward, window=conv.window, groups=conv.groups, precision=precision, pooled=self.pooled
-        )
+            _forward, window=conv.window, groups=conv.groups, precision=precision, pooled=self.pooled,
+            is_to_be_scaled=is_scaled and self.feeds_convolution,
+        )  # fmt: skip
         kept = None
         if len(x) and (isinstance(x, DeviceArray) or is_device_array(x)):
             kept = run("conv2d", forward, (x, own["weight"], own.get("bias")), {})
@@ -58,7 +63,9 @@ class Fused:
                     return dict(zip((f"{name}.weight", f"{name}.bias"), both, strict=True)), None
             if self.pooled:  # Winners are none where the rectifier lets no gradient through.
                 shape = len(x), conv.out_channels, conv.window.p(x.shape), conv.window.q(x.shape)
-                unpooled = functools.partial(_unpooled, shape=shape, of_bias=conv.bias)
+                unpooled = functools.partial(
+                    _unpooled, shape=shape, of_bias=conv.bias, is_to_be_scaled=of_x and is_scaled
+                )
                 dconv, *dbias = run("max_pool2d_dx", unpooled, (dy, winner[0]), {})
             else:
                 dconv = perform(spec.relu_dx, dy, y)
@@ -73,14 +80,24 @@ class Fused:
 
 
 def _forward(
-    x: Any, weight: Any, bias: Any, *, window: Any, groups: int, precision: str, pooled: bool
+    x: Any,
+    weight: Any,
+    bias: Any,
+    *,
+    window: Any,
+    groups: int,
+    precision: str,
+    pooled: bool,
+    is_to_be_scaled: bool,
 ) -> tuple[Any, ...] | None:
     """The output, and if it is pooled the winners; None where the kernels for that do not serve."""
     p, q = window.p(x.shape), window.q(x.shape)
     if pooled and launch_conv.serves(x):
         problem = first_block.problem_of(x, weight, window, groups)
         if first_block.serves(problem):
-            return first_block.forward(x, weight, None if bias is None else in_one_piece(bias), problem)
+            return first_block.forward(
+                x, weight, None if bias is None else in_one_piece(bias), problem, is_to_be_scaled
+            )
     y = x.empty((x.shape[0], weight.shape[0], p, q))
     if pooled and not pool_by_twos.serves(y):
         return None
@@ -88,9 +105,9 @@ def _forward(
         return None
     if not pooled:
         return (y,)
-    least = y.empty((*y.shape[:2], p // 2, q // 2))
+    least = with_greatest(y.empty((*y.shape[:2], p // 2, q // 2)), is_to_be_scaled)
     winner = pool_by_twos.winners(least)
-    pool_by_twos.pool(y, least, winner, is_gate=True)
+    pool_by_twos.pool(y, least, winner, is_gate=True, greatest=least.greatest)
     return least, winner
 
 
@@ -104,10 +121,10 @@ def _first_gradients(dy: Any, winner: Any, x: Any, *, shape: tuple[int, ...], wi
     return (dweight, dbias) if is_served else None
 
 
-def _unpooled(dy: Any, winner: Any, *, shape: tuple[int, ...], of_bias: bool) -> tuple[Any, ...]:
+def _unpooled(dy: Any, winner: Any, *, shape: tuple[int, ...], of_bias: bool, is_to_be_scaled: bool) -> tuple[Any, ...]:
     """The gradient of the convolution's output, and that of its bias, which is summed while it is small."""
-    dy, dconv = in_one_piece(dy), dy.empty(shape)
-    pool_by_twos.unpool(dy, winner, dconv)
+    dy, dconv = in_one_piece(dy), with_greatest(dy.empty(shape), is_to_be_scaled)
+    pool_by_twos.unpool(dy, winner, dconv, dconv.greatest)
     if not of_bias:
         return (dconv,)
     dbias = dy.empty(shape[1:2])
@@ -129,7 +146,8 @@ def blocks(steps: Sequence[Step]) -> tuple[Block, ...]:
             pooled = bool(rest) and isinstance(rest[0].layer, MaxPool2d) and _by_twos(rest[0].layer)
             if pooled:
                 taken.append(rest.pop(0))
-            found.append(Fused(tuple(taken), first.layer, pooled))
+            feeds_convolution = bool(rest) and isinstance(rest[0].layer, Conv2d)
+            found.append(Fused(tuple(taken), first.layer, pooled, feeds_convolution))
         else:
             found.append(Single(first))
     return tuple(found)

@@ -119,10 +119,8 @@ store_shared_word = _store(SHARED, types.int32, types.int32)
 store_global = _store(GLOBAL, types.int64, types.float32)
 store_global_word = _store(GLOBAL, types.int64, types.int32)
 store_byte = instruction("st.global.u8 [$0], $1;", "", "lr")
-load_two = instruction("ld.global.nc.v2.f32 {$0, $1}, [$2];", "ff", "l")
-store_two = instruction("st.global.v2.f32 [$0], {$1, $2};", "", "lff")
-"""Of floats side by side, the first of which stands at a multiple of eight bytes."""
 load_byte = instruction("ld.global.u8 $0, [$1];", "r", "l")
+word_of = instruction("mov.b32 $0, $1;", "r", "f", pure=True)
 float_of = instruction("mov.b32 $0, $1;", "f", "r", pure=True)
 maximum_global = instruction("red.global.max.u32 [$0], $1;", "", "lr")
 

@@ -22,11 +22,12 @@ from ..tensor_cores.arithmetic import gatherer
 from ..tensor_cores.problem import Problem, division
 from . import launch_direct
 from .direct import GEOMETRY, MOST_TAPS, THREADS, Geometry, pixel_of, stage_weights
+from .greatest import magnitude_of, tell_greatest, with_greatest
 from .pool_by_twos import NONE_WON, total_of, winners_of
 from .windows import stored_of, tuple_of, warp_sums_of, window_of, zeros_of
 
-FORWARD = types.void(*[types.int64] * 5, GEOMETRY)
-"""x, weight, bias or 0, pooled output, winners, geometry."""
+FORWARD = types.void(*[types.int64] * 6, GEOMETRY)
+"""x, weight, bias or 0, pooled output, winners, the pooled images' greatest or 0, geometry."""
 GRADIENT = types.void(*[types.int64] * 4, GEOMETRY)
 """x, the gradient of the pooled output, winners, shares, geometry."""
 
@@ -38,7 +39,7 @@ def _of_four(channels: int, rows: int, row: int, tap: int) -> list[int]:
 
 
 def four_dots_of(channels: int, rows: int, row: int) -> Any:
-    """`dots(inputs, address)`: for four pixels, the sum of inputs times the filter at a shared address, and its bias."""
+    """`dots(inputs, address)`: for four pixels, the bias of the filter at a shared address and its dots with inputs."""
     count, inputs = channels * rows * row, channels * (rows + 1) * (row + 1)
 
     def generate(builder: Any, arguments: list[Any]) -> list[Any]:
@@ -117,10 +118,12 @@ def forward_of(channels: int, rows: int, row: int) -> Any:
     count = channels * rows * row
     padded = count // 4 * 4 + 4
 
-    def kernel(x, weight, bias, y, winner, g):
-        shared = ptx.dynamic_shared()
+    def kernel(x, weight, bias, y, winner, images_greatest, g):
+        shared, lane, size = ptx.dynamic_shared(), cuda.threadIdx.x & 31, types.int64(g.images) * g.pixels
         stage_weights(weight, bias, shared, count, padded, rows, row, g)
-        for i in range(cuda.grid(1), g.images * g.pixels, cuda.gridsize(1)):
+        for base in range(cuda.grid(1) & -32, size, cuda.gridsize(1)):
+            i = min(base + lane, size - 1)  # Threads beyond the last take it again, so that warps stay whole.
+            word = types.int32(0)
             n, p, q = pixel_of(types.int32(i), g)
             h, w = types.int32(2 * p - g.top), types.int32(2 * q - g.left)
             first = types.int64(n) * g.x_n + types.int64(h) * g.x_h + types.int64(w) * g.x_w
@@ -133,9 +136,12 @@ def forward_of(channels: int, rows: int, row: int) -> Any:
                 greatest, which = greatest_of(four)
                 if greatest != greatest:
                     which = first_nan_of(four)
+                word = max(word, magnitude_of(greatest))
                 ptx.store_global(y + at * 4, greatest)
                 ptx.store_byte(winner + at, which)
                 at += g.pixels
+            if images_greatest != 0:
+                tell_greatest(images_greatest, n, word, base >> 5)
 
     return kernel
 
@@ -221,16 +227,19 @@ def _geometry(problem: Problem) -> Geometry:
     )  # fmt: skip
 
 
-def forward(x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, problem: Problem) -> tuple[Any, Any]:
+def forward(
+    x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, problem: Problem, is_to_be_scaled: bool
+) -> tuple[Any, Any]:
     """The pooled output of a problem that is served, and the winners."""
     p, q = (size // 2 for size in problem.output)
-    y = x.empty((problem.images, problem.filters, p, q))
+    y = with_greatest(x.empty((problem.images, problem.filters, p, q)), is_to_be_scaled)
+    greatest = y.greatest.address if y.greatest is not None else 0
     winner, taps = x.empty(y.shape, np.uint8), problem.channels * math.prod(problem.taps)
     pixels, stream = problem.images * p * q, x.place.stream
     blocks = min(-(-pixels // THREADS), launch_direct.BLOCKS * multiprocessors(x.place.device))
     _kernels(problem.channels, *problem.taps, _together(problem))[0](
         blocks, stream, x.address, weight.address, bias.address if bias is not None else 0, y.address, winner.address,
-        _geometry(problem), shared=4 * problem.filters * launch_direct.padded(taps + 1),
+        greatest, _geometry(problem), shared=4 * problem.filters * launch_direct.padded(taps + 1),
     )  # fmt: skip
     return y, winner
 

@@ -67,6 +67,7 @@ class DeviceArray:
     memory: Memory | None = None  # Known while a tape runs.
     is_bfloat16: bool = False
     is_own: bool = False  # Taken within the call: nobody else has it.
+    greatest: "DeviceArray | None" = None  # Of each image, if what wrote it told: cuda_cores/greatest.py.
 
     @property
     def shape(self) -> tuple[int, ...]:

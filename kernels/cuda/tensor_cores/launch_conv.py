@@ -130,15 +130,17 @@ def launch(
     flags = DeviceArray(workspace.owner[1 : 1 + it.pixel_tiles + it.lines], workspace.dtype, workspace.place)
     scales, packed, laid, _ = (workspace.address + offset for offset in it.offsets)
     scales = scales if it.block.arithmetic.scaled else 0
-    size, blocks = x.size // x.shape[0] if scales else 0, it.lines // pack.together_of(it.block.arithmetic)
+    known = x.greatest.address if x.greatest is not None else 0
+    size = x.size // x.shape[0] if scales and not known else 0
+    blocks = it.lines // pack.together_of(it.block.arithmetic)
     are_many = size > 0 and LEAST_BLOCKS <= images * SHARES <= MOST_BLOCKS
     if are_many:
         blocks += images * SHARES
     packing(
-        blocks, stream, weight.address + 4 * first_tap, packed, scales, flags.address, x.address if are_many else 0,
+        blocks, stream, weight.address + 4 * first_tap, packed, scales, flags.address, x.address if are_many else known,
         steps(x)[0], size if are_many else 0, it.filters,
     )  # fmt: skip
-    if scales and not are_many:
+    if size and not are_many:
         across = max(1, min(-(-size // (16 * pack.THREADS)), -(-1056 // images)))
         _greatest((across, images), stream, x.address, scales, steps(x)[0], size)
     if laid_already:

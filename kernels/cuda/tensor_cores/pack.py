@@ -103,7 +103,7 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
     they also clear the flags of pixels.
 
     Where operands are scaled, the filter's greatest magnitude goes to `scales`, behind the images'. Theirs are found
-    here too, by SHARES blocks for each image, if x's size is given; else they are cleared.
+    here too, by SHARES blocks for each image, if x's size is given; else they are what x is, or cleared if that is 0.
     """
     is_stacked = filters == LINES // 2
     block = Block(precision, rows, row, channels, columns=64, side_by_side=filters <= LINES, stacked=is_stacked)
@@ -150,7 +150,10 @@ def kernel_of(precision: str, rows: int, row: int, channels: int, filters: int) 
             ptx.store_global_word(flags + types.int64(i - 1) * 4, 0)
         if is_scaled and size == 0:
             for i in range(line * threads + thread, g.images * SHARES, apart):
-                ptx.store_global_word(scales + types.int64(i) * 4, 0)
+                word = types.int32(0)
+                if x != 0:
+                    word = ptx.load_global_word(x + types.int64(i) * 4)
+                ptx.store_global_word(scales + types.int64(i) * 4, word)
         if thread < together:
             are_strange[thread] = 0
         line = types.int32(line * together + thread % together)

@@ -32,6 +32,10 @@ class UniTuple(BaseTuple):
     count: int
     def __init__(self, dtype: Type, count: int) -> None: ...
 
+class Tuple(BaseTuple):
+    types: tuple[Type, ...]
+    def __init__(self, types: Any) -> None: ...
+
 class NamedUniTuple(BaseTuple):
     def __init__(self, dtype: Type, count: int, cls: type[tuple[Any, ...]]) -> None: ...
 
