@@ -1,6 +1,6 @@
 """The fast CUDA kernels for GPUs that are no Hopper, on machines without any: they compile for them, and are chosen.
 
-That their plans are right is held by test_cuda_fast.py, for every rung.
+That their plans are right is held by test_cuda_plans.py and test_cuda_weight_gradient.py, for every rung.
 """
 
 import re
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_plans import Strided, modules, problem_of, ptxas
 from numba import config
-from test_cuda_fast import Strided, modules, problem_of, ptxas
 from test_cuda_ptx import compilers_are_installed
 
 from kernelproof import kernels
@@ -122,7 +122,7 @@ def test_every_precision_has_a_block_on_every_rung(precision: str, rung: str) ->
     for taps in ((1, 1), (3, 3), (1, 7), (7, 7), (11, 11)):
         for stride in ((1, 1), (2, 2)):
             problem = problem_of(m, taps=taps, stride=stride, channels=33, filters=100)
-            assert m.plan.explain(problem, precision, getattr(m.rungs, rung)) is None
+            assert m.preconditions.explain(problem, precision, getattr(m.rungs, rung)) is None
 
 
 def test_a_weight_gradient_with_far_taps_is_left_to_the_plain_kernel_where_they_no_longer_fit(

@@ -18,9 +18,9 @@ from ..host.driver import Kernel, capability, fill_with_zeros, multiprocessors
 from ..relu import in_one_piece
 from . import implicit_gemm, laid_out, pack, warp_gemm
 from .again import input_gradient_again, output_again, tiles_of
-from .arithmetic import ARITHMETIC
 from .laid_out import Layout
-from .plan import Plan, arithmetic_of, explain, plan, plans_of_phases
+from .plan import Plan, plan, plans_of_phases
+from .preconditions import arithmetics_of, explain
 from .problem import Problem
 from .rungs import Rung, rung_of
 from .slots import SHARES, Block
@@ -156,25 +156,13 @@ def launch(
     return Launched(flags, laid if it.layout is not None else 0)
 
 
-def refusal(x: DeviceArray, problem: Problem, precision: str) -> str | None:
-    """Why the fast kernel does not serve a problem; None if it does."""
-    if not serves(x):
-        return "float32, compute capability 8.0 or more"
-    if ARITHMETIC[precision].scaled and not is_dense(x):
-        return "each image lies in one piece, to be looked through for its greatest"
-    own = rung(x)
-    assert own is not None
-    return explain(problem, arithmetic_of(problem, precision, own), own)
-
-
-def is_dense(x: DeviceArray) -> bool:
-    """Whether the elements of an image fill one piece of memory, in any order."""
-    expected = 1
-    for size, step in sorted(zip(x.shape[1:], steps(x)[1:], strict=True), key=lambda axis: axis[1]):
-        if size > 1 and step != expected:
-            return False
-        expected *= size
-    return True
+def are_served(x: DeviceArray, problems: tuple[Problem, ...], precision: str) -> bool:
+    """Whether tensor cores compute these convolutions of x."""
+    own = rung(x) if serves(x) else None
+    if own is None:
+        return False
+    arithmetics = arithmetics_of(problems, precision, own)
+    return all(explain(each, arithmetic, own) is None for each, arithmetic in zip(problems, arithmetics, strict=True))
 
 
 def conv2d(
@@ -187,11 +175,12 @@ def conv2d(
     if serves(x) and launch_direct.serves(problem):
         launch_direct.convolve(x, weight, bias, y, problem, rectify=rectify)
         return True
-    if refusal(x, problem, precision) is not None:
+    if not are_served(x, (problem,), precision):
         return False
     own, device = rung(x), x.place.device
     assert own is not None
-    it = plan(problem, arithmetic_of(problem, precision, own), multiprocessors(device), rectify, own)
+    (arithmetic,) = arithmetics_of((problem,), precision, own)
+    it = plan(problem, arithmetic, multiprocessors(device), rectify, own)
     flags = launch(x, weight, bias, y, it).flags
     bias = weight.empty((0,)) if bias is None else bias
     output_again(
@@ -211,19 +200,15 @@ def conv2d_dx(dy: DeviceArray, weight: DeviceArray, dx: DeviceArray, window: Any
     phases = backward(dy, weight, dx, window, groups)
     if any(stride > 1 for stride in window.stride) and window.dilation != (1, 1):
         return False
-    directly = [serves(dy) and launch_direct.serves(phase.problem) for phase in phases]
-    for phase, direct in zip(phases, directly, strict=True):
-        if not direct and refusal(dy, phase.problem, precision) is not None:
-            return False
+    directly = [phase for phase in phases if launch_direct.serves(phase.problem)]
+    others = [phase for phase in phases if phase not in directly]
+    if not serves(dy) or not are_served(dy, tuple(phase.problem for phase in others), precision):
+        return False
     if len(phases) < math.prod(window.stride):
         fill_with_zeros(dx)  # No tap reads some of the pixels.
-    for phase, direct in zip(phases, directly, strict=True):
-        if direct:
-            launch_direct.convolve(dy, weight, None, dx, phase.problem, phase.first_pixel, phase.first_tap)
-    _convolve_phases(
-        dy, weight, dx, window, groups, precision,
-        [phase for phase, direct in zip(phases, directly, strict=True) if not direct],
-    )  # fmt: skip
+    for phase in directly:
+        launch_direct.convolve(dy, weight, None, dx, phase.problem, phase.first_pixel, phase.first_tap)
+    _convolve_phases(dy, weight, dx, window, groups, precision, others)
     return True
 
 
@@ -234,7 +219,7 @@ def _convolve_phases(
     """Each on tensor cores; a layout that they share is made for the first."""
     own, blocks = rung(dy), multiprocessors(dy.place.device)
     assert own is not None
-    plans = plans_of_phases([phase.problem for phase in phases], precision, blocks, own)
+    plans = plans_of_phases(tuple(phase.problem for phase in phases), precision, blocks, own)
     shared: dict[Layout | None, Launched] = {}
     for phase, it in zip(phases, plans, strict=True):
         first = shared.get(it.layout)

@@ -20,11 +20,12 @@ from ..host.driver import Kernel, fill_with_zeros, multiprocessors
 from ..launch import THREADS
 from . import warp_gradient, weight_gradient, wide_dweight
 from .arithmetic import ARITHMETIC, CHANNELS
+from .gradient_slots import FILTERS, GATHERERS, GEOMETRY, LOADERS, MULTIPLIERS, SLOTS, WARPGROUPS, WIDTH, Geometry
 from .launch_conv import rung
-from .plan import are_gathered
 from .problem import division, pitch_of
 from .rungs import HOPPER, Rung
-from .weight_gradient import FILTERS, SLOTS, WARPGROUPS, WIDTH, Geometry
+from .slots import HEADER
+from .splits import are_gathered
 
 ARITHMETIC_OF = {"strict": "strict", "fast": "strict", "tf32": "bf16x4", "fp16": "bf16x4", "bf16": "bf16"}
 """Sums run across images, so no scale serves a whole sum, and TF32 has no transposed operands."""
@@ -33,7 +34,8 @@ LEAST_GATHERED = 24, 16
 """Taps of all channels, and filters, from which on tensor cores are faster than direct.py."""
 
 LEAST_PIXELS = 64
-"""Tensor cores cut off where float32 rounds: a sum of fewer terms might be less exact than in float32."""
+"""Of x or of dy, whichever are fewer: tensor cores cut off where float32 rounds, and a sum of fewer terms might be less
+exact than in float32."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Plan:
     tiles: int
     shared: int
     gathered: bool = False
+
+    @property
+    def width(self) -> int:
+        """Channels of a tile."""
+        return WIDTH if self.rows_as_warpgroups else WIDTH * WARPGROUPS
 
     @property
     def workspace(self) -> int:
@@ -89,7 +96,7 @@ def plan(
         width = WIDTH if rows_as_warpgroups else WIDTH * WARPGROUPS
         parts = ARITHMETIC[ARITHMETIC_OF[precision]].parts
         stage = parts * 2 * (width * slots + FILTERS * together)
-        beside = warp_gradient.raw_bytes(width, slots) if rung.by_warps else weight_gradient.HEADER
+        beside = warp_gradient.raw_bytes(width, slots) if rung.by_warps else HEADER
         stages = min(2 if rung.by_warps else 4, (rung.shared_memory - beside) // stage)
         if stages >= 2:
             break
@@ -117,14 +124,14 @@ def plan(
     return Plan(ARITHMETIC_OF[precision], taps, rows_as_warpgroups, rung, geometry, tiles, beside + stages * stage)
 
 
-def gathered(
+def plan_gathered(
     dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Window, groups: int, precision: str
 ) -> Plan | None:
     """How the tensor cores of Hopper compute the gradient of few channels with many taps; None if they do not."""
     images, image, (_, few, *taps), (p, q) = x.shape[0], image_of(x), dweight.shape, image_of(dy)
     taps, before = (taps[0], taps[1]), (window.padding[0][0], window.padding[1][0])
     filters, channels = dweight.shape[0] // groups, few * math.prod(taps)
-    are_many = channels >= LEAST_GATHERED[0] and filters >= LEAST_GATHERED[1] and images * p * q >= LEAST_PIXELS
+    are_many = channels >= LEAST_GATHERED[0] and filters >= LEAST_GATHERED[1]
     if not are_many or not are_gathered(few, taps, image, before, window.dilation, steps(x)[1:], steps(dweight)[1:]):
         return None
     if max(map(abs, (*steps(x), *steps(dy)))) >= 2**29 or images * p * q >= 2**31 - SLOTS:
@@ -132,7 +139,7 @@ def gathered(
     arithmetic = ARITHMETIC_OF[precision]
     filter_blocks, channel_blocks = -(-filters // FILTERS), -(-channels // (WIDTH * WARPGROUPS))
     stage = ARITHMETIC[arithmetic].parts * 2 * (WIDTH * WARPGROUPS + FILTERS) * SLOTS
-    beside = weight_gradient.HEADER + 8 * -(-channels // CHANNELS) * CHANNELS
+    beside = HEADER + 8 * -(-channels // CHANNELS) * CHANNELS
     stages = min(4, (HOPPER.shared_memory - beside) // stage)
     tiles, chunks = groups * filter_blocks * channel_blocks, -(-images * p * q // SLOTS)
     geometry = Geometry(
@@ -156,11 +163,11 @@ def _kernels(
     key = (arithmetic, taps, rows_as_warpgroups)
     if rung.by_warps:
         name, function = "warp_gradient", warp_gradient.kernel_of(*key)
-        threads, features = weight_gradient.MULTIPLIERS, ""
+        threads, features = MULTIPLIERS, ""
     else:
         name, function = "weight_gradient", weight_gradient.kernel_of(*key, gathered)
-        loaders = weight_gradient.GATHERERS if gathered else weight_gradient.LOADERS
-        threads, features = weight_gradient.MULTIPLIERS + loaders, "a"
+        loaders = GATHERERS if gathered else LOADERS
+        threads, features = MULTIPLIERS + loaders, "a"
     return (
         Kernel(
             f"{name} {key}{' gathered' if gathered else ''}", function, weight_gradient.ARGUMENTS, threads, features,
@@ -205,7 +212,7 @@ again = Kernel(
     "weight_gradient_again", _again,
     types.void(
         _TENSOR, _TENSOR, _TENSOR, _PAIR, types.UniTuple(_PAIR, 2), _PAIR, types.int64,
-        types.Array(types.int32, 1, "A"), weight_gradient.GEOMETRY, types.int64,
+        types.Array(types.int32, 1, "A"), GEOMETRY, types.int64,
     ),
     THREADS,
 )  # fmt: skip
@@ -218,12 +225,13 @@ def conv2d_dweight(
     own = rung(x)
     if x.dtype.name != "float32" or own is None:
         return False
-    it = None if own.by_warps else gathered(dy, x, dweight, window, groups, precision)
+    pixels = x.shape[0] * min(math.prod(x.shape[2:]), math.prod(dy.shape[2:]))
+    are_enough = pixels >= LEAST_PIXELS and dweight.size > 0
+    it = plan_gathered(dy, x, dweight, window, groups, precision) if are_enough and not own.by_warps else None
     if it is None and launch_direct.serves_gradient(x, dy, dweight, groups):
         launch_direct.weight_gradient(dy, x, dweight, window, groups)
         return True
-    pixels = x.shape[0] * min(math.prod(x.shape[2:]), math.prod(dy.shape[2:]))
-    if pixels < LEAST_PIXELS or dweight.size == 0:
+    if not are_enough:
         return False
     blocks, arithmetic = multiprocessors(x.place.device), ARITHMETIC_OF[precision]
     wide = None if own.by_warps else wide_dweight.plan(dy, x, dweight, window, groups, arithmetic, blocks)
@@ -250,8 +258,7 @@ def _launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Windo
     # Gathered taps are channels that lie side by side.
     of_result = (steps(dweight)[0], 1, 0, 0) if it.gathered else steps(dweight)
     reducing(lines, stream, shares, dweight.address, *of_result, g)
-    width = WIDTH if it.rows_as_warpgroups else WIDTH * WARPGROUPS
     again(
         2 * multiprocessors(x.place.device), stream, dy, x, dweight, window.stride, window.padding,
-        window.dilation, groups, flags, g, width,
+        window.dilation, groups, flags, g, it.width,
     )  # fmt: skip

@@ -13,11 +13,11 @@ from numba.cuda import types
 
 from .. import ptx
 from .arithmetic import ARITHMETIC, CHANNELS, LOWEST_FACTOR, splitter
+from .gradient_slots import FILTERS, MULTIPLIERS, WARPGROUPS, WIDTH, part_of
 from .mma_sync import products_of, promoter, shares_of, zeros
 from .outer_products import outer_storer
 from .raw import ITEM, copy_item, read_item
 from .slots import place_of
-from .weight_gradient import FILTERS, MULTIPLIERS, WARPGROUPS, WIDTH, part_of
 
 SLOTS = 32
 """Of a stage."""

@@ -3,98 +3,45 @@
 Slots, stages and the split are those of implicit_gemm.py. Here slots are what is summed over, so both operands are read
 with slots down and channels across: x by the transposed read of 16-bit tensor cores, dy transposed into registers. A
 tile is 64 filters by 96 channels and `taps` taps of a row of the filter, or by 32 channels and three such rows:
-warpgroups 0 to 2 take the channels, or the rows; warpgroups 3 and 4 load. Each block sums a share of all slots, each
-stage of 96 promoted, and `reduce` adds the shares in a fixed order.
+warpgroups 0 to 2 take the channels, or the rows; those behind them, two or where taps are gathered four, load
+(gradient_loaders.py). Each block sums a share of all slots, each stage of 96 promoted, and `reduce` adds the shares in
+a fixed order.
 
 *Gathered*, every tap of every channel is a channel of its own, at a slot for each output: a first layer of 3 x 7 x 7
 fills tiles of 96 channels as 147 do.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 from numba import cuda
 from numba.cuda import types
 
 from .. import ptx
-from .arithmetic import ARITHMETIC, CHANNELS, LOWEST_FACTOR, gather, gather_taps, splitter
-from .loaders import NOWHERE, write_taps
+from .arithmetic import ARITHMETIC, CHANNELS
+from .gradient_loaders import stage_loader
+from .gradient_slots import (
+    FILTERS,
+    GATHERERS,
+    GEOMETRY,
+    LOADERS,
+    MULTIPLIERS,
+    SLOTS,
+    WARPGROUPS,
+    WIDTH,
+    part_of,
+)
+from .loaders import write_taps
 from .outer_products import outer_products, outer_storer
-from .slots import HEADER, divided
+from .slots import HEADER
 from .wgmma import promoter, zeros
 
-MULTIPLIERS, LOADERS, GATHERERS = 384, 256, 512
-"""Threads that multiply, that load, and that load where taps are gathered: looking those up takes long."""
-WARPGROUPS, FILTERS, WIDTH, SLOTS = 3, 64, 32, 96
-"""Of multipliers; filters of a tile; channels of a warpgroup; slots of a stage."""
 SEGMENTS, LINE, REDUCERS = 8, 32, 256
 """In `reduce`, a block of 256 threads adds the shares of 32 entries, each in 8 parts first."""
-
-
-class Geometry(NamedTuple):
-    """One weight gradient in numbers, all int32; strides in elements."""
-
-    images: int
-    channels: int  # of a group; gathered, those of all its taps
-    filters: int  # of a group
-    groups: int
-    height: int
-    width: int
-    p: int
-    q: int
-    x_n: int
-    x_c: int
-    x_h: int
-    x_w: int
-    y_n: int
-    y_k: int
-    y_h: int
-    y_w: int
-    stride_h: int
-    stride_w: int
-    top: int
-    left: int
-    dilation_h: int
-    dilation_w: int
-    rows: int
-    rows_multiplier: int
-    rows_shift: int
-    pitch: int
-    pitch_multiplier: int
-    pitch_shift: int
-    slots: int  # of x in a stage
-    tap_step: int
-    warpgroup_step: int  # rows of the filter as warpgroups: slots from one to the next; else 0
-    filter_blocks: int
-    channel_blocks: int
-    row_blocks: int  # rows of the filter, or threes of them
-    column_phases: int
-    column_blocks: int
-    row: int  # taps in a row of the filter
-    column: int  # rows of the filter
-    chunks: int  # stages of all slots
-    shares: int
-    stages: int
-    taps_h: int  # rows, and taps in a row, of the filter, gathered or not
-    taps_w: int
-
-
-GEOMETRY = types.NamedUniTuple(types.int32, len(Geometry._fields), Geometry)
 ARGUMENTS = types.void(types.int64, types.int64, types.int64, types.int64, GEOMETRY)
 """x, dy, shares, flags, geometry."""
 REDUCE = types.void(types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, GEOMETRY)
 """shares, dweight and its strides."""
-
-
-@cuda.jit(device=True)
-def part_of(tile, g):
-    """A tile's group, block of filters, block of channels, block of rows, phase of columns and block of columns."""
-    rest, column_block = divmod(tile, g.column_blocks)
-    rest, phase = divmod(rest, g.column_phases)
-    rest, row_block = divmod(rest, g.row_blocks)
-    rest, channel_block = divmod(rest, g.channel_blocks)
-    group, filter_block = divmod(rest, g.filter_blocks)
-    return group, filter_block, channel_block, row_block, phase, column_block
 
 
 @functools.cache
@@ -103,88 +50,12 @@ def kernel_of(precision: str, taps: int, rows_as_warpgroups: bool, gathered: boo
     arithmetic = ARITHMETIC[precision]
     parts, columns = arithmetic.parts, taps * WIDTH  # As one wgmma of so many columns, for the registers' sake.
     channels = WIDTH if rows_as_warpgroups else WIDTH * WARPGROUPS
-    halves, y_halves = channels // CHANNELS, FILTERS // CHANNELS
-    split = splitter(arithmetic, LOWEST_FACTOR if arithmetic.lowest else 0.0)
     zero, promote = zeros(columns), promoter(columns)
     multiply, store = outer_products(arithmetic, taps, SLOTS), outer_storer(taps, WIDTH)
     fewer, more = ptx.registers(48, more=False), ptx.registers(128, more=True)
     loaders = GATHERERS if gathered else LOADERS  # 32 sums leave registers for more of them.
+    load_stages = stage_loader(precision, taps, rows_as_warpgroups, gathered)
     y_bytes = parts * FILTERS * SLOTS * 2
-
-    @cuda.jit(device=True)
-    def place(slot, g):
-        row = divided(slot, g.pitch_multiplier, g.pitch_shift)
-        n = divided(row, g.rows_multiplier, g.rows_shift)
-        return n, types.int32(row - n * g.rows), types.int32(slot - row * g.pitch)
-
-    @cuda.jit(device=True)
-    def load(x, dy, chunk, item, x_items, group, filter_, channel, a, b, shift, table, g):
-        """Sixteen channels of x at a slot, or behind the last of them sixteen filters of dy; zeros outside."""
-        count, address, step = types.int32(0), x, types.int32(0)
-        if item < x_items:
-            half = types.int32(types.uint32(item) // types.uint32(g.slots))
-            n, row, column = place(types.int32(chunk * SLOTS + item - half * g.slots + shift), g)
-            h, w = row * g.stride_h + a - g.top, column * g.stride_w + b - g.left
-            channel += half * CHANNELS
-            if gathered:
-                of_group = group * (g.channels // (g.taps_h * g.taps_w))
-                address = x + (n * g.x_n + of_group * g.x_c + h * g.x_h + w * g.x_w) * 4
-                h = types.int32(h if n < g.images else NOWHERE)
-                return gather_taps(address, h, types.int32(w), g.height, g.width, types.int32(table + channel * 8))
-            if n < g.images and h >= 0 and h < g.height and w >= 0 and w < g.width:
-                count, step = types.int32(g.channels - channel), types.int32(g.x_c * 4)
-                address = x + (n * g.x_n + (group * g.channels + channel) * g.x_c + h * g.x_h + w * g.x_w) * 4
-        else:
-            half = types.int32(types.uint32(item - x_items) // types.uint32(SLOTS))
-            at = item - x_items - half * SLOTS
-            n, p, q = place(types.int32(chunk * SLOTS + at), g)
-            filter_ += half * CHANNELS
-            if n < g.images and p < g.p and q < g.q:
-                count, step = types.int32(g.filters - filter_), types.int32(g.y_k * 4)
-                address = dy + (n * g.y_n + (group * g.filters + filter_) * g.y_k + p * g.y_h + q * g.y_w) * 4
-        return gather(address, step, count)
-
-    @cuda.jit(device=True)
-    def load_stages(x, dy, flags, shared, x_bytes, first, last, tile, g):
-        """The loaders' part: the tile's slots of dy and those of x that they meet.
-
-        Sixteens beyond the last channel or filter stay what they are: they make sums that nobody adds.
-        """
-        thread = types.int32(cuda.threadIdx.x - MULTIPLIERS)
-        group, filter_block, channel_block, row_block, phase, column_block = part_of(tile, g)
-        a = row_block * g.dilation_h * (0 if rows_as_warpgroups else 1)
-        b, shift = phase * g.dilation_w, column_block * taps * g.tap_step
-        filter_, channel = filter_block * FILTERS, channel_block * channels
-        x_items = min(halves, (g.channels - channel + CHANNELS - 1) // CHANNELS) * g.slots
-        items = x_items + min(y_halves, (g.filters - filter_ + CHANNELS - 1) // CHANNELS) * SLOTS
-        table = types.int32(shared + HEADER + g.stages * (x_bytes + y_bytes))
-        stage, parity, flag = types.int32(0), types.int32(1), types.int32(0)
-        for chunk in range(first, last):
-            full, x_stage = shared + stage * 8, shared + HEADER + stage * (x_bytes + y_bytes)
-            is_free = False
-            for item in range(thread, items, loaders):
-                values = load(x, dy, chunk, item, x_items, group, filter_, channel, a, b, shift, table, g)
-                if not is_free:
-                    ptx.barrier_wait(full + 64, parity)
-                    is_free = True
-                if item < x_items:
-                    half = types.int32(types.uint32(item) // types.uint32(g.slots))
-                    at = x_stage + (half * g.slots + item) * 16
-                    part_step, group_step = types.int32(channels * 2 * g.slots), types.int32(g.slots * 16)
-                else:
-                    half = types.int32(types.uint32(item - x_items) // types.uint32(SLOTS))
-                    at = x_stage + x_bytes + (half * SLOTS + item - x_items) * 16
-                    part_step, group_step = types.int32(FILTERS * 2 * SLOTS), types.int32(SLOTS * 16)
-                flag |= split(values, at, part_step, group_step)
-            if not is_free:  # A thread without an item is not to run ahead.
-                ptx.barrier_wait(full + 64, parity)
-            ptx.publish_shared()
-            ptx.barrier_arrive(full)
-            stage += types.int32(1)
-            if stage == g.stages:
-                stage, parity = types.int32(0), types.int32(parity ^ 1)
-        if flag != 0:
-            ptx.store_global_word(flags + types.int64(tile) * 4, 1)
 
     @cuda.jit(device=True)
     def multiply_stages(shares, shared, x_bytes, first, last, warpgroup, g):

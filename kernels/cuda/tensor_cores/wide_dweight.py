@@ -50,21 +50,22 @@ class Plan:
         return self.geometry.tiles * wide_gradient.warpgroups_of(self.taps) * FILTERS * CHANNELS_OF_TILE
 
     @property
-    def rows(self) -> int:
-        """Tiles of which a filter and a block of channels consist."""
+    def tiles_of_filter(self) -> int:
+        """Of a block of its channels."""
         return self.geometry.rows * self.geometry.row_blocks
 
     @property
     def wide(self) -> int:
         """Columns of 32 channels whose shares a warp adds: all of a tile where that leaves enough warps."""
         g = self.geometry
-        return 4 if g.groups * g.filters * g.channel_blocks * self.rows >= MANY_WARPS else 1
+        return 4 if g.groups * g.filters * g.channel_blocks * self.tiles_of_filter >= MANY_WARPS else 1
 
     @property
     def shares(self) -> int:
-        """That a tile may have: spans of a whole number of stages or one less, and a rest at either end."""
+        """That a tile may have: the first span has one of its stages or more, each but the last of the others a whole
+        span's."""
         g = self.geometry
-        return min(g.spans, -(-g.chunks // (g.tiles * g.chunks // g.spans)) + 1)
+        return (g.chunks - 2) // g.span + 2
 
     @property
     def flags(self) -> int:
@@ -119,10 +120,11 @@ def plan(
     filter_blocks, channel_blocks = -(-filters // wide_gradient.filters_of(taps)), -(-channels // CHANNELS_OF_TILE)
     tiles = groups * filter_blocks * channel_blocks * rows_of_filter * row_blocks
     units = tiles * chunks
+    spans = min(blocks, units)
     geometry = Geometry(
         channels, filters, groups, x_bands, y_bands, x_slots, y_slots, slots, pitch, x_image, y_image,
         *window.stride, *window.dilation, phase_columns, filter_blocks, channel_blocks, rows_of_filter, row, row_blocks,
-        chunks, tiles, units, *division(units), min(blocks, units, 2**30 // units), stages,
+        chunks, tiles, spans, *divmod(units, spans), stages,
     )  # fmt: skip
     of_pitch = (pitch, *division(pitch))
     x_layout = Layout(
@@ -135,13 +137,11 @@ def plan(
         1, 1, y_bands, y_slots, 0, 0, 0,
     )  # fmt: skip
     it = Plan(arithmetic, taps, geometry, x_layout, y_layout, HEADER + stages * (x_bytes + y_bytes))
-    return (
-        it
-        if units < 2**30
-        and it.entries < 2**29
-        and max(x_layout.blocks[1] + y_layout.blocks[1], dweight.shape[0]) < 2**16
-        else None
-    )
+    if units >= 2**30 or it.entries >= 2**29:
+        return None
+    if max(x_layout.blocks[1] + y_layout.blocks[1], dweight.shape[0]) >= 2**16:  # A grid's second axis.
+        return None
+    return it
 
 
 @functools.cache
@@ -190,7 +190,7 @@ again = Kernel(
 
 def launch(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, window: Window, groups: int, it: Plan) -> None:
     """Lay both operands out, multiply, add the shares."""
-    laying, multiplying, reducing = _kernels(it.arithmetic, it.taps, it.wide, min(it.rows, MOST_WARPS))
+    laying, multiplying, reducing = _kernels(it.arithmetic, it.taps, it.wide, min(it.tiles_of_filter, MOST_WARPS))
     stream, (x_at, dy_at, shares_at, end) = x.place.stream, it.offsets
     workspace = x.place.empty((-(-end // 4),), "int32")
     flags, first = DeviceArray(workspace.owner[: it.flags], workspace.dtype, workspace.place), workspace.address

@@ -21,7 +21,7 @@ from .. import ptx
 from ..ptx import device_function, emit, unpacked
 from .arithmetic import ARITHMETIC, Arithmetic
 from .laid_out import BAND
-from .slots import HEADER, divided, quotient_and_rest
+from .slots import HEADER, quotient_and_rest
 from .wgmma import accumulators, finisher, promoter, zeros
 
 FILTERS, CHANNELS_OF_TILE = BAND, 2 * BAND
@@ -58,10 +58,9 @@ class Geometry(NamedTuple):
     row_blocks: int  # of taps in a row, one or three together
     chunks: int  # stages of all slots
     tiles: int
-    units: int  # stages of all tiles
-    units_multiplier: int
-    units_shift: int
     spans: int
+    span: int  # stages of a span
+    longer: int  # spans, the first ones, that have a stage more
     stages: int
 
 
@@ -149,16 +148,21 @@ def part_of(tile, g):
 
 @cuda.jit(device=True)
 def span_of(block, g):
-    """A block's stages of all tiles, from the first on and before the end: as many as another's, or one more."""
-    first, _ = quotient_and_rest(types.int32(g.units * block), g.spans)
-    end, _ = quotient_and_rest(types.int32(g.units * (block + 1)), g.spans)
-    return first, end
+    """A block's stages of all tiles, from the first on and before the end."""
+    first = types.int32(block * g.span + min(block, g.longer))
+    return first, types.int32(first + g.span + (1 if block < g.longer else 0))
 
 
 @cuda.jit(device=True)
 def span_with(unit, g):
     """The block in whose span a stage lies."""
-    return divided(types.int32((unit + 1) * g.spans - 1), g.units_multiplier, g.units_shift)
+    behind = types.int32(unit - g.longer * (g.span + 1))  # The longer spans.
+    if behind < 0:
+        block, _ = quotient_and_rest(unit, g.span + 1)
+    else:
+        block, _ = quotient_and_rest(behind, g.span)
+        block += g.longer
+    return types.int32(block)
 
 
 @cuda.jit(device=True)
