@@ -72,7 +72,7 @@ class Operator(Generic[P]):
         return self.perform(self.body, *args, **kwargs)
 
     def unchecked(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """The same equation where these very shapes and options have been checked before: it looks at none again."""
+        """The same, where only the door looks at the arguments: for shapes that held the body's annotations before."""
         return self.perform(self._written, *args, **kwargs)
 
     def perform(self, body: Callable[..., Any], *args: P.args, **kwargs: P.kwargs) -> Any:

@@ -24,7 +24,8 @@ MOST_SHARES = 64
 
 @implements(spec.conv2d, "cuda", array_type=DeviceArray)
 def conv2d(x: Any, weight: Any, bias: Any, window: Any, groups: Any, *, precision: Any) -> Any:
-    """On tensor cores where plan.py has nothing against it (launch_conv.py), else plain.
+    """Few channels or filters of a group: direct.py. Else on tensor cores where preconditions.py has nothing against it
+    (launch_conv.py), else plain.
 
     Plain: one thread per output element; taps in the order c, r, s, bias last, accumulated in the arrays' type. Any
     strides, no copies; 64-bit indices. Padding is multiplied as a zero, as in the specification.
@@ -38,7 +39,9 @@ def conv2d(x: Any, weight: Any, bias: Any, window: Any, groups: Any, *, precisio
 
 @implements(spec.conv2d_dx, "cuda", array_type=DeviceArray)
 def conv2d_dx(dy: Any, weight: Any, x_shape: Any, window: Any, groups: Any, *, precision: Any) -> Any:
-    """On tensor cores as a convolution of dy with the turned filter (launch_conv.py), else plain.
+    """Few channels of a group, with a stride or many filters: input_gradient.py. Else one convolution of dy with the
+    turned filter for each phase of the stride (launch_conv.py): of few channels or filters in direct.py, else on tensor
+    cores; plain if one of them is neither, or stride and dilation both exceed 1.
 
     Plain: one thread per input element gathers what its readers send back, in the order k, r, s, in the arrays' type.
     Any strides, no copies; 64-bit indices.
@@ -51,7 +54,7 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: Any, window: Any, groups: Any, *, p
 
 @implements(spec.conv2d_dweight, "cuda", array_type=DeviceArray)
 def conv2d_dweight(dy: Any, x: Any, weight_shape: Any, window: Any, groups: Any, *, precision: Any) -> Any:
-    """On tensor cores (launch_dweight.py), else plain.
+    """Few channels of a group: direct.py, or gathered. Else on tensor cores (launch_dweight.py), else plain.
 
     Plain: one block per weight: each thread sums every 256th output position in rising order, then a fixed tree adds
     them. Accumulated in the arrays' type. Any strides, no copies; 64-bit indices. Padding is multiplied as a zero.

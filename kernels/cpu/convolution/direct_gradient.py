@@ -49,7 +49,8 @@ class Correlation(NamedTuple):
     """`dweight[k,c,r,s] = sum_npq dy[n,k,p,q] * x[n, c, p*stride + r*dilation - top, ...]`, by groups, parts, strips.
 
     `block` channels (or `s, c` merged) lie side by side in turned x, in `tiles` of `tile` or one more; `pitch` such
-    blocks in a row. Pixels stand `apart` bytes from the next, if all do (else 0): then one loop runs over them.
+    blocks in a row. Pixels stand `apart` bytes from the next, if all do: then one loop runs over them. Else, and in
+    vectors of 16, it is 0.
     """
 
     groups: int

@@ -1,4 +1,4 @@
-"""What a thread of direct.py has in registers: a window of inputs, the sums of several filters or windows."""
+"""What a thread of direct.py, input_gradient.py and first_block.py has in registers: inputs of windows, and sums."""
 
 from typing import Any
 

@@ -2,9 +2,9 @@
 
 For each tap it is the matrix product of dy with x, some slots away, summed over slots. A tile is 64 filters by 128
 channels for three taps of a row, one a warpgroup; or 128 filters for a single tap, 64 a warpgroup. A last warp has the
-copy engine bring a stage of slots: channels across, slots down, read transposed by the tensor cores, each promoted.
-Where whole rows of slots are padding, as in small images, dy is laid out without them: a stage of x is then brought
-from two images, as many rows apart.
+copy engine bring stages of slots, channels across and slots down, which tensor cores read transposed. The products of
+every stage are promoted. Where whole rows of slots are padding, as in small images, dy is laid out without them: a
+stage of x is then brought from two images, as many rows apart.
 
 The stages of all tiles, one tile after the other, are dealt out evenly: each block of threads takes a *span* of them,
 which may end in the middle of one tile and begin in that of another. So a tile is summed in shares by one block or
@@ -198,7 +198,8 @@ def kernel_of(precision: str, taps: int) -> Any:
 
     @cuda.jit(device=True)
     def bring_tile(x, dy, shared, x_bytes, stage, parity, tile, first, last, g):
-        """One warp's part: each lane starts the copy of a part of a band."""
+        """A tile's stages from `first` on, before `last`: of each, a lane starts the copy of one part of a band of x or
+        of dy. Returns the stage of shared memory and the parity that come next."""
         lane = types.int32(cuda.threadIdx.x & 31)
         group, filter_block, channel_block, _, _ = part_of(tile, g)
         phase, shift = place_of(tile, g)
