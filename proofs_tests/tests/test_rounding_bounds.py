@@ -99,6 +99,18 @@ def test_weights_of_an_input_gradient_share_a_scale_by_channel() -> None:
     assert (after[:, 2] > 2**16 * before[:, 2]).all()
 
 
+@pytest.mark.parametrize("operator", ["conv2d", "conv2d.dx"])
+def test_a_kernel_of_float32_accuracy_keeps_what_f16x3_promises(operator: str) -> None:
+    # So *fast* may be computed as *strict* where that is faster (kernels/cuda/tensor_cores/preconditions.py).
+    shapes = {"x": (2, 4, 5, 6), "weight": (4, 2, 3, 2)}
+    options = {"stride": (2, 1), "padding": ((1, 0), (1, 2)), "dilation": (1, 2), "groups": 2}
+    for seed in range(5):
+        strict = Problem(operator, shapes, options, (2, 4, 2, 7), "real", seed)
+        fast = replace(strict, precision="f16x3")
+        (least,), (most,) = (rounding_bound(each, strict.arrays(), "float32") for each in (strict, fast))
+        assert (least <= most).all()
+
+
 def test_all_bits_of_a_wider_type_are_no_excuse() -> None:
     problem = Problem("linear", {"x": (2, 3), "weight": (2, 3)}, {}, (2, 2), "real", precision="tf32")
     bounds = [
