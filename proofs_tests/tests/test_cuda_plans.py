@@ -250,9 +250,9 @@ def test_fast_is_computed_as_strict_below_so_many_products_of_a_value() -> None:
         (found,) = m.preconditions.arithmetics_of((problem_of(m, filters=filters, taps=(1, 1), **changes),), "fast")
         return found
 
-    assert [arithmetic(filters) for filters in (1, 128, 129, 1024)] == ["strict", "strict", "fast", "fast"]
+    assert [arithmetic(filters) for filters in (1, 192, 193, 1024)] == ["strict", "strict", "fast", "fast"]
     halved = {"image": (56, 56), "output": (28, 28), "stride": (2, 2)}
-    assert [arithmetic(filters, **halved) for filters in (704, 705)] == ["strict", "fast"]
+    assert [arithmetic(filters, **halved) for filters in (960, 961)] == ["strict", "fast"]
     pixels = 56 * 56
     assert arithmetic(1024, x_strides=(2 * 64 * pixels, pixels, 56, 1)) == "fast"
     assert arithmetic(1024, x_strides=(2 * 64 * pixels, 2 * pixels, 2 * 56, 2)) == "strict"  # Every other column.

@@ -30,8 +30,8 @@ from ..tensor_cores.slots import divided
 from .greatest import magnitude_of, tell_greatest
 from .windows import tuple_of
 
-THREADS, WARP, NONE_WON = 256, 128, 4
-"""Of a block; a warp's windows, so many at a time that memory is kept busy; the number behind those of four pixels."""
+THREADS, NONE_WON = 256, 4
+"""Of a block; the number behind those of four pixels."""
 
 
 class Halves(NamedTuple):
@@ -101,11 +101,18 @@ def _place_of(i, down, across, g):
 
 
 @cuda.jit(device=True)
-def _windows_of(first, size):
-    """A thread's four windows, each beside those of its warp; threads beyond the last take it again, so that warps stay
-    whole."""
+def _share(greatest):
+    """A warp's first window, and how far a thread's lie apart: a grid, which is the faster; where magnitudes are told,
+    so far that a warp's are of one image."""
+    warp = cuda.grid(1) >> 5
+    return (warp * 32, cuda.gridsize(1)) if greatest == 0 else (warp * 128, 32)
+
+
+@cuda.jit(device=True)
+def _windows_of(first, apart, size):
+    """A thread's four windows; threads beyond the last take it again, so that warps stay whole."""
     i, last = first + (cuda.threadIdx.x & 31), size - 1
-    return min(i, last), min(i + 32, last), min(i + 64, last), min(i + 96, last)
+    return min(i, last), min(i + apart, last), min(i + 2 * apart, last), min(i + 3 * apart, last)
 
 
 @cuda.jit(device=True)
@@ -157,8 +164,9 @@ def _pool(x, y, winner, is_gate, greatest, size, g):
 
     As a gate, it says NONE_WON where the maximum is not positive. If `greatest` is not 0, images' maxima go there.
     """
-    for first in range((cuda.grid(1) >> 5) * WARP, size, cuda.gridsize(1) // 32 * WARP):
-        windows = _windows_of(first, size)
+    start, apart = _share(greatest)
+    for first in range(start, size, 4 * cuda.gridsize(1)):
+        windows = _windows_of(first, apart, size)
         i, j, k, m = windows
         a, b, c, d = _inputs_of(x, i, g), _inputs_of(x, j, g), _inputs_of(x, k, g), _inputs_of(x, m, g)
         words = (
@@ -198,8 +206,9 @@ def _spread(won, dx, i, g):
 
 def _unpool(dy, winner, dx, greatest, size, g):
     """Four windows in a thread, as in `_pool`, incomplete ones at the edge too."""
-    for first in range((cuda.grid(1) >> 5) * WARP, size, cuda.gridsize(1) // 32 * WARP):
-        windows = _windows_of(first, size)
+    start, apart = _share(greatest)
+    for first in range(start, size, 4 * cuda.gridsize(1)):
+        windows = _windows_of(first, apart, size)
         i, j, k, m = windows
         a, b = _gradient_of(dy, winner, i, g), _gradient_of(dy, winner, j, g)
         c, d = _gradient_of(dy, winner, k, g), _gradient_of(dy, winner, m, g)

@@ -12,10 +12,10 @@ from .sizes import slots_of, slots_of_stage, taps_of
 from .slots import FILTERS
 from .splits import best, splits
 
-LEAST_PRODUCTS = 192
+LEAST_PRODUCTS = 256
 """In which a value of x takes part, from which on *fast* is the faster on Hopper: it saves three bfloat16 products of
-six, and looks all of x through for each image's greatest first. Measured on an H200 (2026-11-30) in 30 convolutions and
-input gradients: with 144 products or fewer *strict* takes 5 to 28 us less in large ones, with 256 *fast* 5 us less."""
+six, and looks all of x through for each image's greatest first. Measured on an H200 (2026-12-01) in 30 convolutions and
+input gradients: with 192 products or fewer *strict* takes 2 to 28 us less in large ones, with 256 *fast* 5 us less."""
 
 
 @dataclass(frozen=True)
