@@ -1,4 +1,4 @@
-"""Pooling by twos takes each window once, and each image's greatest magnitude that it tells is that of what it wrote."""
+"""Pooling by twos takes each window once; the greatest magnitudes that it tells are those of what it wrote."""
 
 from types import SimpleNamespace
 from typing import Any
