@@ -50,6 +50,8 @@ def fast_kernels() -> Iterator[Any]:
         m.launch_direct._kernel("channels", 3, 3, 3, 1, 1), m.launch_direct._kernel("filters", 1, 3, 3),
         m.launch_direct._kernel("filters", 3, 4, 4), m.launch_direct._gradient_kernel(3, 3, 8, 3),
         m.launch_direct._gradient_kernel(1, 7, 8, 7), m.launch_direct._gradient_kernel(1, 1, 1, 1),
+        m.launch_direct._depthwise(3, 3, 8), m.launch_direct._depthwise_gradient(3, 3, 8),
+        m.launch_direct._depthwise(5, 5, 6), m.launch_direct._depthwise_gradient(1, 4, 7),
         m.launch_direct.add_shares(4), m.launch_direct.add_shares(32), *m.elementwise.KERNELS.values(),
         m.elementwise._PLANE_SUMS, m.elementwise._GATED_SUMS, m.pool_by_twos._POOL,
         m.launch_conv.laid_out.kernel("fast", 0.0),

@@ -7,7 +7,7 @@ from typing import Any
 from ..host.arrays import DeviceArray, image_of, steps
 from ..host.driver import Kernel, multiprocessors
 from ..tensor_cores.problem import Problem, division
-from . import direct
+from . import depthwise, direct
 from .direct import MOST_TAPS, THREADS, Geometry
 
 FEW, FEWER, MANY_PIXELS = 4, 2, 1024
@@ -115,11 +115,55 @@ def _geometry(problem: Problem, rectify: bool = False, tall: int = 1) -> Geometr
     )  # fmt: skip
 
 
+def _patch_of(problem: Problem) -> int:
+    """Rows of the patches in which depthwise.py computes a problem that is served here; 0 if it does not."""
+    is_depthwise = (problem.channels, problem.filters) == (1, 1) and problem.groups > 1
+    is_close = (problem.stride, problem.dilation) == ((1, 1), (1, 1))
+    return depthwise.tall_of(problem.taps, problem.output, MOST_TAPS) if is_depthwise and is_close else 0
+
+
+def _patches(problem: Problem, tall: int, rectify: bool = False) -> depthwise.Geometry:
+    p, q = problem.output
+    across, (w_group, _, _, w_r, w_s) = -(-q // depthwise.WIDE), problem.w_strides
+    patches = -(-p // tall) * across
+    return depthwise.Geometry(
+        problem.images, *problem.image, *problem.x_strides, *problem.before, w_group, w_r, w_s, p, q,
+        *problem.y_strides, across, *division(across), patches, *division(patches), int(rectify),
+    )  # fmt: skip
+
+
+def _blocks(problem: Problem, patches: depthwise.Geometry, most: int, x: DeviceArray) -> int:
+    """Of threads for each channel, up to so many on a multiprocessor."""
+    whole = -(-problem.images * patches.patches // depthwise.THREADS)
+    return min(whole, max(1, most * multiprocessors(x.place.device) // problem.groups))
+
+
+@functools.cache
+def _depthwise(rows: int, row: int, tall: int) -> Kernel:
+    kernel = depthwise.forward_of(rows, row, tall)
+    return Kernel(f"depthwise {rows, row, tall}", kernel, depthwise.ARGUMENTS, depthwise.THREADS)
+
+
+@functools.cache
+def _depthwise_gradient(rows: int, row: int, tall: int) -> Kernel:
+    kernel = depthwise.gradient_of(rows, row, tall)
+    return Kernel(f"depthwise gradient {rows, row, tall}", kernel, depthwise.GRADIENT, depthwise.THREADS)
+
+
 def convolve(
     x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None, y: DeviceArray, problem: Problem,
     first_pixel: int = 0, first_tap: int = 0, rectify: bool = False,
 ) -> None:  # fmt: skip
     """Launch the kernel for a problem that it serves."""
+    tall = _patch_of(problem)
+    its_weight, its_bias, its_y = (
+        weight.address + 4 * first_tap, bias.address if bias is not None else 0, y.address + 4 * first_pixel
+    )  # fmt: skip
+    if tall > 0:
+        patches = _patches(problem, tall, rectify)
+        blocks = _blocks(problem, patches, BLOCKS, x), problem.groups
+        _depthwise(*problem.taps, tall)(blocks, x.place.stream, x.address, its_weight, its_bias, its_y, patches)
+        return
     kind = kind_of(problem)
     assert kind is not None
     filters = _staged_filters(problem) if kind == "filters" else problem.filters
@@ -132,8 +176,7 @@ def convolve(
     pixels = problem.images * geometry.pixels
     blocks = min(-(-pixels // THREADS), max(1, BLOCKS * multiprocessors(x.place.device) // lines))
     _kernel(kind, problem.channels if kind == "channels" else filters, *problem.taps, tall, step)(
-        (blocks, lines), x.place.stream, x.address, weight.address + 4 * first_tap,
-        bias.address if bias is not None else 0, y.address + 4 * first_pixel, geometry,
+        (blocks, lines), x.place.stream, x.address, its_weight, its_bias, its_y, geometry,
         shared=4 * staged * padded(numbers),
     )  # fmt: skip
 
@@ -155,12 +198,21 @@ def weight_gradient(dy: DeviceArray, x: DeviceArray, dweight: DeviceArray, windo
         x.shape[0], groups, channels, filters // groups, (height, row), image_of(x), image_of(dy), window.stride,
         (window.padding[0][0], window.padding[1][0]), window.dilation, steps(x), (0, 0, 0, 0, 0), steps(dy),
     )  # fmt: skip
+    stream, tall = x.place.stream, _patch_of(problem)
+    if tall > 0:
+        patches = _patches(problem, tall)
+        blocks = _blocks(problem, patches, GRADIENT_BLOCKS, x)
+        lines = blocks * depthwise.THREADS // 32
+        shares = x.place.empty((lines * dweight.size,), "float32")
+        _depthwise_gradient(height, row, tall)((blocks, groups), stream, x.address, dy.address, shares.address, patches)
+        sum_up(shares, dweight, lines, stream)
+        return
     pixels = problem.images * math.prod(problem.output)
     rows = height if height * row < MANY_TAPS else 1
     together = max(1, min(problem.filters, MOST_SUMS // (rows * row), MOST_TOGETHER))
     parts = groups * channels * height // rows * -(-problem.filters // together)
     blocks = min(-(-pixels // THREADS), max(1, GRADIENT_BLOCKS * multiprocessors(x.place.device) // parts))
-    lines, stream = blocks * THREADS // 32, x.place.stream
+    lines = blocks * THREADS // 32
     shares = x.place.empty((lines * dweight.size,), "float32")
     _gradient_kernel(rows, row, together, height)(
         (blocks, parts), stream, x.address, dy.address, shares.address, _geometry(problem)
