@@ -55,6 +55,8 @@ MATRICES = "3x3, stride 1, dilation 1, filters and channels past 30"
 """What is fast by transforms, or on matrix units, for many filters and channels."""
 
 MANY_FILTERS, MANY_CHANNELS = "filters past 256", "channels past 256"
+LAYERS = "filters and channels past 96, of 64 pixels and more"
+"""What tensor cores have laid out beforehand, in all three passes."""
 
 WINDOWED: Mapping[str, Callable[[Problem], bool]] = {
     "stride_h != stride_w": lambda problem: len(set(problem.options["stride"])) == 2,
@@ -113,6 +115,10 @@ PREDICATES: Mapping[str, Mapping[str, Callable[[Problem], bool]]] = {
             _window(problem).kernel == (3, 3)
             and problem.options["stride"] == problem.options["dilation"] == (1, 1)
             and min(problem.shapes["weight"][0] // problem.options["groups"], problem.shapes["weight"][1]) > 30
+        ),
+        LAYERS: lambda problem: (
+            min(problem.shapes["weight"][0] // problem.options["groups"], problem.shapes["weight"][1]) > 96
+            and problem.output[0] * min(prod(problem.shapes["x"][2:]), prod(problem.output[2:])) >= 64
         ),
         "pixels one past a multiple of 96": _one_past(96),
         "pixels one past a multiple of 128": _one_past(128),

@@ -13,7 +13,7 @@ import numpy as np
 
 from kernelproof.spec import OPERATORS, UnsupportedError
 
-from .coverage import MANY_CHANNELS, MANY_FILTERS, MATRICES
+from .coverage import LAYERS, MANY_CHANNELS, MANY_FILTERS, MATRICES
 from .judging import Kernel, LawBroken, declared, evaluate, same_bits
 from .laws import Observation, Reference, law
 from .memory import POISONS, Overrun, on_poisoned_memory
@@ -93,7 +93,7 @@ def _is_cheap_as_one_shape(problem: Problem) -> bool:
     return filters + channels < 150 and min(filters // problem.options["groups"], channels) <= 30
 
 
-@law("L7", "real", ALIASED, _is_cheap_as_one_shape, never=(MANY_FILTERS, MANY_CHANNELS, MATRICES))
+@law("L7", "real", ALIASED, _is_cheap_as_one_shape, never=(MANY_FILTERS, MANY_CHANNELS, MATRICES, LAYERS))
 def keeps_apart_what_was_one_array(kernel: Kernel, problem: Problem) -> Observation:
     """One array may be two arguments, and the next call of these shapes has two: nothing remembers which were one."""
     problem = of_one_shape(problem)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .coverage import MANY_CHANNELS, MANY_FILTERS, MATRICES
+from .coverage import LAYERS, MANY_CHANNELS, MANY_FILTERS, MATRICES
 from .judging import Kernel, LawBroken, all_zero, compare, evaluate
 from .laws import LINEAR, Observation, law
 from .neighbours import legal, resized
@@ -113,7 +113,7 @@ def pads_as_explicit_zeros_do(kernel: Kernel, problem: Problem) -> Observation:
     "whole",
     ["conv2d"],
     where=lambda problem: problem.options["groups"] > 1,
-    never=("channels past 64", MANY_FILTERS, MANY_CHANNELS),
+    never=("channels past 64", MANY_FILTERS, MANY_CHANNELS, LAYERS),
 )
 def groups_are_a_block_diagonal_filter(kernel: Kernel, problem: Problem) -> Observation:
     """`f(x, weight, groups) = f(x, weight on the diagonal blocks and zero elsewhere, 1)`."""

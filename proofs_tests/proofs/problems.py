@@ -29,6 +29,9 @@ TILES = (7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 MANY = (255, 256, 257, 513)
 """Channels and filters past the blocks in which convolutions go through them."""
 
+LAYERS = (65, 96, 97, 127, 128, 129)
+"""Channels and filters of a layer whose operands tensor cores have laid out beforehand."""
+
 WIDE = tuple(
     sorted({many * tile + beside for tile in (12, 14, 16, 24, 32) for many in (1, 2) for beside in (-1, 0, 1)})
 )
@@ -57,6 +60,7 @@ SPARE = 5
 
 CONV2D_LONG = (
     "none", "channels", "channels", "filters", "n", "h", "wide", "wide", "wide", "groups", "both", "far", "pixels",
+    "layer",
 )  # fmt: skip
 POOL_LONG = ("none", "none", "wide", "wide", "wide", "wide", "wide", "channels", "n", "h", "far")
 """What is long in a problem; one in some thirty is "large" beside these."""
@@ -224,7 +228,7 @@ def _geometry(choices: Choices, common: Pair, stride: int, kind: str) -> tuple[P
     Of the kind "far" one of the three is larger than usual, of the kind "large" the filter is small.
     """
     is_common = choices.one_of("any", "any", "any", "common") == "common"
-    extents = {"far": (1, 2, 3), "large": (1, 2)}.get(kind, (1, 2, 3, 1, 2, 3, 4, 5, 7))
+    extents = {"far": (1, 2, 3), "layer": (1, 2, 3), "large": (1, 2)}.get(kind, (1, 2, 3, 1, 2, 3, 4, 5, 7))
     chosen = [(choices.one_of(*each), choices.one_of(*each)) for each in (extents, (1, 2, 3), (1, 2, 3))]
     if kind == "far":
         which = choices.between(0, 2)
@@ -272,6 +276,9 @@ def conv2d(choices: Choices, family: str) -> Configuration:
         case "both":
             # Blocks of filters and of channels in one matrix product.
             n, channels, filters = min(n, 2), choices.one_of(*TILES[3:9]), choices.one_of(*TILES[3:9])
+        case "layer":
+            n, groups, channels, filters = 2, 1, choices.one_of(*LAYERS), choices.one_of(*LAYERS)
+            h, w = _fitting(window, 0, 7), _fitting(window, 1, 9)
         case "large":
             n, groups, channels, filters, h, w = 2, min(groups, 2), min(channels, 2), min(filters, 2), PLANE, PLANE
             h, w = h + window.extent(0), w + window.extent(1)

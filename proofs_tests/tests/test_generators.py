@@ -13,7 +13,20 @@ from drawn import DRAWN, LINEAR, drawn, small
 from jaxtyping import Shaped
 
 from kernelproof.proofs.drawing import Domain, shrink
-from kernelproof.proofs.problems import BLOCKS, CLASSES, FAR, LAYOUTS, LONG, MANY, PIXELS, PLANE, TILES, WIDE, Problem
+from kernelproof.proofs.problems import (
+    BLOCKS,
+    CLASSES,
+    FAR,
+    LAYERS,
+    LAYOUTS,
+    LONG,
+    MANY,
+    PIXELS,
+    PLANE,
+    TILES,
+    WIDE,
+    Problem,
+)
 from kernelproof.proofs.values import laid_out, largest_whole, terms
 from kernelproof.spec import OPERATORS, Window
 from kernelproof.spec.operator import operator as made_public
@@ -142,6 +155,19 @@ def is_of_pixels(problem: Problem) -> bool:
     return (n, p, q) in PIXELS
 
 
+def is_layer(problem: Problem) -> bool:
+    """Whether a convolution is a layer of many filters and channels."""
+    return min(problem.shapes["weight"][0] // problem.options["groups"], problem.shapes["weight"][1]) >= min(LAYERS)
+
+
+def test_layers_have_whole_tiles_of_filters_and_channels_and_one_over() -> None:
+    found = [problem for problem in drawn("conv2d") if is_layer(problem)]
+    assert len(drawn("conv2d")) / 40 < len(found) < len(drawn("conv2d")) / 10
+    assert all(nearly({problem.shapes["weight"][axis] for problem in found}, set(LAYERS)) for axis in (0, 1))
+    assert {(problem.output[0], *problem.output[2:]) for problem in found} >= {(2, 7, 9)}
+    assert {problem.options["stride"] for problem in found} == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}
+
+
 def test_all_pixels_of_a_convolution_leave_one_over() -> None:
     assert [np.prod(pixels) for pixels in PIXELS] == [3 * 128 + 1, 6 * 128 - 1, 3 * 96 + 1, 2 * 256 + 1]
     assert [np.prod(pixels) % 96 for pixels in PIXELS[:2]] == [1, 95]
@@ -151,7 +177,7 @@ def test_all_pixels_of_a_convolution_leave_one_over() -> None:
 
 
 def test_convolutions_reach_every_geometry() -> None:
-    everything = [problem for problem in drawn("conv2d") if not is_of_pixels(problem)]
+    everything = [problem for problem in drawn("conv2d") if not is_of_pixels(problem) and not is_layer(problem)]
     far, found = ([each for each in everything if is_far(each) == so] for so in (True, False))
     for option in ("stride", "dilation"):
         assert {problem.options[option] for problem in found} == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}
@@ -186,7 +212,7 @@ def test_convolutions_reach_every_geometry() -> None:
 
 
 def test_a_convolution_in_five_has_wide_rows_of_few_or_many_filters_or_channels() -> None:
-    found = [problem for problem in drawn("conv2d") if not is_of_pixels(problem)]
+    found = [problem for problem in drawn("conv2d") if not is_of_pixels(problem) and not is_layer(problem)]
     wide = [problem for problem in found if is_wide(problem) and not is_large(problem) and not is_far(problem)]
     assert len(found) / 7 < len(wide) < len(found) / 3
     assert sum(problem.output[3] > 32 for problem in wide) > len(found) / 20
@@ -251,6 +277,9 @@ def test_no_problem_is_long_along_two_axes_but_wide_rows_and_blocks_of_channels_
         n, channels, filters = problem.shapes["x"][0], problem.shapes["weight"][1], problem.shapes["weight"][0]
         if is_large(problem):
             assert (n, max(problem.shapes["x"][1], filters) <= 4) == (2, True)
+            continue
+        if is_layer(problem):
+            assert (n, problem.options["groups"], max(problem.shapes["weight"][2:]) <= 3) == (2, 1, True)
             continue
         sizes = (n - 2, channels, filters // problem.options["groups"], spare(problem, 0) - 2)
         assert sum(size > 3 for size in sizes) <= 1 or (n <= 2 and min(sizes[1:3]) > 14 and sizes[3] <= 3)
