@@ -175,10 +175,9 @@ def conv2d(
     if serves(x) and launch_direct.serves(problem):
         launch_direct.convolve(x, weight, bias, y, problem, rectify=rectify)
         return True
-    if not are_served(x, (problem,), precision):
-        return False
     own, device = rung(x), x.place.device
-    assert own is not None
+    if own is None or not are_served(x, (problem,), precision):
+        return False
     (arithmetic,) = arithmetics_of((problem,), precision, own)
     it = plan(problem, arithmetic, multiprocessors(device), rectify, own)
     flags = launch(x, weight, bias, y, it).flags

@@ -109,7 +109,7 @@ class Block:
 
 
 class Geometry(NamedTuple):
-    """One convolution in numbers, all int32; strides in elements. What the names mean stands in plan.py."""
+    """One convolution in numbers, all int32; strides in elements. What the names mean stands in sizes.py."""
 
     images: int
     channels: int
