@@ -2,7 +2,9 @@
 
 What limits direct.py there is loads: a column of four outputs of 3x3 reads 18 inputs. A patch of 8 x 2 reads 40 for 16;
 four columns read fewer still, but warps then write a quarter of a line at a time. Measured on an H200 (2026-12-01), us:
-16x256x32x32 forward 17 to 12, weight gradient 41 to 15; 32x32x112x112 44 to 38, 113 to 34. Float32, any strides in memory; taps in the order r, s, bias last. Filters of which a patch does not fit the registers,
+16x256x32x32 forward 17 to 12, weight gradient 41 to 15; 32x32x112x112 44 to 38, 113 to 34.
+
+Float32, any strides in memory; taps in the order r, s, bias last. Filters of which a patch does not fit the registers,
 stride and dilation are left to direct.py.
 """
 
