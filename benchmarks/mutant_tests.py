@@ -52,6 +52,7 @@ DEPTHWISE: Tests = (
 )
 PIXELS: Tests = (at_edges("pixel"), algorithms("pixel"), tasks("columns and pixel"), walls("pixel"))
 DIRECT: Tests = (algorithms("direct"), at_edges("infinite"), FUSED, tasks("columns and direct"), walls("direct"))
+POINTWISE: Tests = (at_edges("pointwise"), algorithms("pointwise"), walls("pointwise"), PLANS)
 WINOGRAD: Tests = (
     TILED,
     algorithms("winograd"),
@@ -102,6 +103,7 @@ TESTS: Mapping[str, Tests] = {
     "kernels/cpu/convolution/pixel_gradient.py": PIXELS,
     "kernels/cpu/convolution/pixel_vectors.py": PIXELS,
     "kernels/cpu/convolution/planner.py": (PLANS, algorithms("whole")),
+    "kernels/cpu/convolution/pointwise.py": POINTWISE,
     "kernels/cpu/convolution/shifted_rows.py": (algorithms("shifted"), tasks("columns and shifted")),
     "kernels/cpu/convolution/stencils.py": (*DEPTHWISE, *PIXELS),
     "kernels/cpu/convolution/strips.py": (*PIXELS, algorithms("direct")),

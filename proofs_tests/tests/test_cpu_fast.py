@@ -9,7 +9,7 @@ from whole_numbers import elements_are_right, whole
 
 from kernelproof import kernels, spec
 from kernelproof.kernels.cpu import elementwise, workspace
-from kernelproof.kernels.cpu.convolution import depthwise, pixel_gradient, pixel_vectors
+from kernelproof.kernels.cpu.convolution import depthwise, pixel_gradient, pixel_vectors, pointwise
 from kernelproof.proofs.bounds import rounding_bound
 from kernelproof.proofs.problems import Problem
 from kernelproof.spec import Window
@@ -81,6 +81,30 @@ def test_pixel_vectors_at_the_edges_of_their_blocks(filters: int, width: int, wi
     for module, operators in ((pixel_vectors, ("conv2d", "conv2d_dx")), (pixel_gradient, ("conv2d_dweight",))):
         for came, right in products(module, operators, *shapes, window, 2):
             assert np.array_equal(came, right)
+
+
+ONE_PIXEL = Window((1, 1))
+
+
+@pytest.mark.parametrize("pixels", [1, 3, *(pointwise.WIDTH + each for each in (-1, 0, 1, 9)), 5 * pointwise.WIDTH + 7])
+@pytest.mark.parametrize("channels", [1, 5, 7, 33])
+def test_pointwise_at_the_edges_of_its_panels_and_tiles(pixels: int, channels: int):
+    for images, filters in itertools.product((0, 1, 2, 5, 19), (1, *range(4, 18), 29)):
+        shapes = (images, channels, 1, pixels), (filters, channels, 1, 1)
+        for came, right in products(pointwise, ("conv2d", "conv2d_dx"), *shapes, ONE_PIXEL, 1):
+            assert np.array_equal(came, right)
+
+
+def test_pointwise_with_tiles_that_come_near_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(pointwise, "_NEAR", 0)
+    monkeypatch.setattr(pointwise, "_PANELS", 0)
+    pointwise.cut.cache_clear()
+    shapes = (3, 5, 7, 11), (29, 5, 1, 1)
+    try:
+        for came, right in products(pointwise, ("conv2d", "conv2d_dx"), *shapes, ONE_PIXEL, 1):
+            assert np.array_equal(came, right)
+    finally:
+        pointwise.cut.cache_clear()
 
 
 @pytest.mark.parametrize("window", GEOMETRIES)

@@ -99,7 +99,7 @@ def elements() -> Iterator[Call]:
 
 
 # Shifted rows index arrays, which test_bounds.py checks.
-ALGORITHMS = "direct", "depthwise", "pixel vectors", "winograd"
+ALGORITHMS = "direct", "depthwise", "pixel vectors", "pointwise", "winograd"
 CALLS = {"pooling": pooling, "linear": linear, "elements": elements, **dict.fromkeys(ALGORITHMS, convolution)}
 
 

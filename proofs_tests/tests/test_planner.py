@@ -9,6 +9,7 @@ import pytest
 from kernelproof import kernels
 from kernelproof.kernels.cpu.convolution import planner
 from kernelproof.kernels.cpu.convolution.planner import ALGORITHMS, Problem, decide
+from kernelproof.kernels.cpu.convolution.pointwise import WIDTH
 from kernelproof.kernels.cpu.launch import on_threads
 from kernelproof.kernels.cpu.vectors import LANES
 from kernelproof.proofs.at_scale import worst_error
@@ -69,6 +70,20 @@ def test_a_weight_gradient_of_many_weights_turns_its_pixels():
     few, many = (asked("conv2d_dweight", c=1, k=filters, h=64) for filters in (32, 2**10))
     assert decide(few, "strict").taken.name == "pixel vectors"
     assert "few weights" in decide(many, "strict").refused["pixel vectors"]
+
+
+@pytest.mark.parametrize("operator", ["conv2d", "conv2d_dx"])
+def test_single_pixels_are_a_product_of_matrices(operator):
+    of_pixels = {"n": 16, "c": 64, "k": 64, "h": 7, "kernel": 1, "padding": 0}
+    assert decide(asked(operator, **of_pixels), "strict").taken.name == "pointwise"
+    # 49 pixels of one image fill three panels and a lane of the fourth; on AVX-512 one and a half.
+    assert decide(asked(operator, **of_pixels | {"n": 1}), "strict").taken.name != "pointwise"
+    for other in ({"kernel": 2}, {"stride": 2}, {"padding": 1}, {"groups": 2}):
+        assert "1x1" in decide(asked(operator, **of_pixels | other), "strict").refused["pointwise"]
+    side = int(WIDTH**0.5)  # Of a panel, or the next smaller square.
+    assert ("pixels in an image" in decide(asked(operator, **of_pixels | {"h": side}), "strict").refused.get(
+        "pointwise", "")) == (side**2 < WIDTH)  # fmt: skip
+    assert "pixels in an image" in decide(asked(operator, **of_pixels | {"h": side - 1}), "strict").refused["pointwise"]
 
 
 def test_float64_is_left_to_the_plain_rung():

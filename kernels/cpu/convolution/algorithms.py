@@ -20,6 +20,7 @@ from . import (
     direct_gradient,
     pixel_gradient,
     pixel_vectors,
+    pointwise,
     shifted_rows,
     sweep,
     winograd,
@@ -183,6 +184,33 @@ def _pixel_vectors(operator: str, run: Callable[..., Any], plan: Callable[..., s
     )  # fmt: skip
 
 
+_STORED = 4
+"""Multiply-adds in whose time a sum of a panel is begun and stored."""
+
+
+def _pointwise(operator: str, run: Callable[..., Any]) -> Algorithm:
+    def cost(problem: Problem) -> float:
+        its = pointwise.cut(operator, problem.x_shape, problem.weight_shape)
+        # The last panel and the last tile may be partly empty.
+        sums = its.panels * pointwise.WIDTH * its.tiles * its.filters
+        return sums * (its.terms / 0.95 + _STORED)
+
+    return Algorithm(
+        "pointwise", operator, run, cost,
+        lambda problem: 4 * pointwise.cut(operator, problem.x_shape, problem.weight_shape).workspace(threads()),
+        "a product of matrices: pixels of all images in one row, a lane for each, both operands packed",
+        (FLOAT32, Condition(
+            "1x1 filters with stride 1, no padding and one group",
+            lambda problem: pointwise.applies(problem.window, problem.groups),
+        )),
+        (Condition(
+            f"{pointwise.WIDTH} or more pixels in an image",
+            lambda problem: math.prod(problem.x_shape[2:]) >= pointwise.WIDTH,
+        ),),
+        rectified=functools.partial(run, relu=True) if operator == "conv2d" else None,
+    )  # fmt: skip
+
+
 def _pixel_gradient(problem: Problem) -> tuple[Window, tuple[int, ...], tuple[int, ...], int]:
     return problem.window, problem.x_shape, problem.weight_shape, problem.groups
 
@@ -323,6 +351,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     _depthwise("conv2d_dweight", depthwise.conv2d_dweight),
     _pixel_vectors("conv2d", pixel_vectors.conv2d, sweep.forward),
     _pixel_vectors("conv2d_dx", pixel_vectors.conv2d_dx, sweep.backward),
+    _pointwise("conv2d", pointwise.conv2d),
+    _pointwise("conv2d_dx", pointwise.conv2d_dx),
     *(_winograd(size, "conv2d", winograd.conv2d, _tiling(winograd.forward, size)) for size in (2, 4)),
     *(_winograd(size, "conv2d_dx", winograd.conv2d_dx, _tiling(winograd.backward, size)) for size in (2, 4)),
     *(_winograd(size, "conv2d_dweight", winograd_gradient.conv2d_dweight, _sums(size)) for size in (2, 4)),

@@ -69,16 +69,27 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, gr
 def correlate(
     words: Words, x: Any, x_step: Any, x_row: Any, channels: Any, offsets: Any, taps: Any, weight: Any,
     weight_step: Any, start: Any, blocks: Any, last: Any, y: Any, y_step: Any, y_row: Any, pixels: Any, *,
-    filters: int, rows: int, vectors: int, relu: int,
+    filters: int, rows: int, vectors: int, relu: int, single: int = 0,
 ) -> None:  # fmt: skip
     """`y[f][i][q] = start[f] + sum_c sum_t x[c*x_step + i*x_row + offsets[t] + q] * weight[c*weight_step + t][f]`.
 
     For `blocks` of `filters`, the last one from filter `last` on; of each for `rows` x `vectors` vectors of pixels, of
     which the first `pixels` of a row are stored. x is read in whole vectors. A chain of fused multiply-adds each,
-    channels outermost. With `relu` that of the sum.
+    channels outermost. With `relu` that of the sum. With `single` there is one tap, at no offset.
     """
     builder = words.builder
     tile = [(row, vector) for row in range(rows) for vector in range(vectors)]
+
+    def added(x: Any, weight: Any, sums: list[Any]) -> list[Any]:
+        values = [
+            words.load(words.at(words.at(x, words.times(x_row, row)), words.size * vector)) for row, vector in tile
+        ]
+        following = []
+        for f in range(filters):
+            factor = words.splat(words.at(weight, 4 * f))
+            following += [words.fma(value, factor, sums[f * len(tile) + i]) for i, value in enumerate(values)]
+        return following
+
     with words.loop(blocks, weight, start, words.number(0)) as block:
         weight, start, first = block.carried
         of_block = words.times(channels, weight_step)
@@ -86,19 +97,15 @@ def correlate(
         starts = [words.splat(words.at(start, 4 * f)) for f in range(filters) for _ in tile]
         with words.loop(channels, x, weight, *starts) as outer:
             x_of_channel, weight_of_channel, *sums = outer.carried
-            with words.loop(taps, weight_of_channel, *sums) as inner:
-                weight_of_tap, *sums = inner.carried
-                x_of_tap = words.at(x_of_channel, words.load_integer(words.at(offsets, words.times(inner.index, 8))))
-                values = [
-                    words.load(words.at(words.at(x_of_tap, words.times(x_row, row)), words.size * vector))
-                    for row, vector in tile
-                ]
-                for f in range(filters):
-                    factor = words.splat(words.at(weight_of_tap, 4 * f))
-                    for place, value in enumerate(values, f * len(tile)):
-                        sums[place] = words.fma(value, factor, sums[place])
-                inner.carry(words.at(weight_of_tap, 4 * filters), *sums)
-            _, *sums = inner.results
+            if single:
+                sums = added(x_of_channel, weight_of_channel, sums)
+            else:
+                with words.loop(taps, weight_of_channel, *sums) as inner:
+                    weight_of_tap, *sums = inner.carried
+                    offset = words.load_integer(words.at(offsets, words.times(inner.index, 8)))
+                    sums = added(words.at(x_of_channel, offset), weight_of_tap, sums)
+                    inner.carry(words.at(weight_of_tap, 4 * filters), *sums)
+                _, *sums = inner.results
             outer.carry(words.at(x_of_channel, x_step), words.at(weight_of_channel, weight_step), *sums)
         _, _, *sums = outer.results
         # The last block overlaps the one before, which computed the same.

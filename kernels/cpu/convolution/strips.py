@@ -41,14 +41,14 @@ def copy_planes(
             with words.loop(rows, words.at(plane, words.times(first, 4)), start) as row:
                 source, begin = row.carried
                 begin = cleared(begin, before)
-                _copy_row(words, source, begin, count, words.times(x_channel, _AHEAD), step)
+                copy_row(words, source, begin, count, words.times(x_channel, _AHEAD), step)
                 row.carry(words.at(source, x_row), cleared(words.at(begin, words.times(count, 4)), after))
             cleared(row.results[1], words.times(below, pitch))
             target = words.at(target, y_plane)
         channel.carry(words.at(plane, x_channel), target)
 
 
-def _copy_row(words: Words, x: Any, y: Any, count: Any, ahead: Any, step: int) -> None:
+def copy_row(words: Words, x: Any, y: Any, count: Any, ahead: Any, step: int) -> None:
     """`y[i] = x[i*step]` for `count` floats; a row of a vector or more ends with one that overlaps the last."""
     builder, lanes = words.builder, words.lanes
     whole = builder.sdiv(words.at(count, -1), words.number(lanes))
