@@ -107,6 +107,13 @@ def test_pointwise_with_tiles_that_come_near_one_after_the_other(monkeypatch):
         pointwise.cut.cache_clear()
 
 
+def test_pointwise_results_stored_past_the_caches_are_the_same(monkeypatch):
+    monkeypatch.setattr(pointwise, "_LARGE", 0)
+    shapes = (3, 7, 2, pointwise.WIDTH), (17, 7, 1, 1)
+    for came, right in products(pointwise, ("conv2d", "conv2d_dx"), *shapes, ONE_PIXEL, 1):
+        assert np.array_equal(came, right)
+
+
 @pytest.mark.parametrize("window", GEOMETRIES)
 @pytest.mark.parametrize("width", [15, 16, 17, 31, 32, 33, 47])
 def test_depthwise_at_the_edges_of_its_vectors_and_rows(width: int, window: Window):

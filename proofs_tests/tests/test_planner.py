@@ -74,16 +74,17 @@ def test_a_weight_gradient_of_many_weights_turns_its_pixels():
 
 @pytest.mark.parametrize("operator", ["conv2d", "conv2d_dx"])
 def test_single_pixels_are_a_product_of_matrices(operator):
-    of_pixels = {"n": 16, "c": 64, "k": 64, "h": 7, "kernel": 1, "padding": 0}
-    assert decide(asked(operator, **of_pixels), "strict").taken.name == "pointwise"
+    def of_pixels(n: int = 16, h: int = 7, kernel: int = 1, stride: int = 1, padding: int = 0, groups: int = 1):
+        return decide(asked(operator, n, 64, h, 64, kernel, stride, padding, 1, groups), "strict")
+
+    assert of_pixels().taken.name == "pointwise"
     # 49 pixels of one image fill three panels and a lane of the fourth; on AVX-512 one and a half.
-    assert decide(asked(operator, **of_pixels | {"n": 1}), "strict").taken.name != "pointwise"
-    for other in ({"kernel": 2}, {"stride": 2}, {"padding": 1}, {"groups": 2}):
-        assert "1x1" in decide(asked(operator, **of_pixels | other), "strict").refused["pointwise"]
-    side = int(WIDTH**0.5)  # Of a panel, or the next smaller square.
-    assert ("pixels in an image" in decide(asked(operator, **of_pixels | {"h": side}), "strict").refused.get(
-        "pointwise", "")) == (side**2 < WIDTH)  # fmt: skip
-    assert "pixels in an image" in decide(asked(operator, **of_pixels | {"h": side - 1}), "strict").refused["pointwise"]
+    assert of_pixels(n=1).taken.name != "pointwise"
+    for other in (of_pixels(kernel=2), of_pixels(stride=2), of_pixels(padding=1), of_pixels(groups=2)):
+        assert "1x1" in other.refused["pointwise"]
+    side = int(WIDTH**0.5)
+    assert "pixels in an image" in of_pixels(h=side - 1).refused["pointwise"]
+    assert "pointwise" in of_pixels(h=side + 1).costs
 
 
 def test_float64_is_left_to_the_plain_rung():

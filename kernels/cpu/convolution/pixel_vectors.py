@@ -69,13 +69,14 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, gr
 def correlate(
     words: Words, x: Any, x_step: Any, x_row: Any, channels: Any, offsets: Any, taps: Any, weight: Any,
     weight_step: Any, start: Any, blocks: Any, last: Any, y: Any, y_step: Any, y_row: Any, pixels: Any, *,
-    filters: int, rows: int, vectors: int, relu: int, single: int = 0,
+    filters: int, rows: int, vectors: int, relu: int, single: int = 0, past: int = 0,
 ) -> None:  # fmt: skip
     """`y[f][i][q] = start[f] + sum_c sum_t x[c*x_step + i*x_row + offsets[t] + q] * weight[c*weight_step + t][f]`.
 
     For `blocks` of `filters`, the last one from filter `last` on; of each for `rows` x `vectors` vectors of pixels, of
     which the first `pixels` of a row are stored. x is read in whole vectors. A chain of fused multiply-adds each,
-    channels outermost. With `relu` that of the sum. With `single` there is one tap, at no offset.
+    channels outermost. With `relu` that of the sum. With `single` there is one tap, at no offset; with
+    `past` whole vectors go past the caches: y's rows and pixels begin at one.
     """
     builder = words.builder
     tile = [(row, vector) for row in range(rows) for vector in range(vectors)]
@@ -115,7 +116,9 @@ def correlate(
             for (row, vector), total in zip(tile, sums[f * len(tile) :], strict=False):
                 total = words.rectified(total) if relu else total
                 address = words.at(words.at(target, words.times(y_row, row)), words.size * vector)
-                if vector < vectors - 1:
+                if past:
+                    words.store_past(total, address)
+                elif vector < vectors - 1:
                     words.store(total, address)
                 else:
                     words.store_first(words.at(pixels, -words.lanes * (vectors - 1)), total, address)

@@ -18,7 +18,7 @@ from ..launch import in_turn, ready, record, serial, share, threads
 from ..micro_kernels import PIXELS, VECTORS, copy_lanes, copy_rows, to_lanes
 from ..vectors import LANES, Words, call, micro_kernel, take
 from ..workers import on_workers
-from ..workspace import borrowed, in_lines
+from ..workspace import borrowed, empty, in_lines
 from .pixel_vectors import correlate
 from .strips import copy_row
 
@@ -33,6 +33,9 @@ _NEAR = 2**17
 
 _TASKS = 16
 """Tasks where there are panels enough: a thread that is held up leaves the others work."""
+
+_LARGE = {16: 2**60, 8: 2**25, 4: 2**60}[LANES]
+"""Bytes of a result that is stored past the caches."""
 
 _AHEAD = 4
 """Channels that are fetched before their turn."""
@@ -130,10 +133,11 @@ def cut(operator: str, x_shape: tuple[int, ...], weight_shape: tuple[int, ...]) 
 
 
 @functools.lru_cache(maxsize=256)
-def _record(its: Cut, relu: bool) -> np.ndarray:
+def _record(its: Cut, relu: bool, past: bool) -> np.ndarray:
     routines = Routines(
         to_lanes.address(), copy_rows.address(vectors=1), copy_lanes.address(), copy_panels.address(),
-        copy_run.address(), correlate.address(filters=its.filters, rows=1, vectors=VECTORS, relu=int(relu), single=1),
+        copy_run.address(), correlate.address(filters=its.filters, rows=1, vectors=VECTORS, relu=int(relu), single=1,
+        past=int(past)),
     )  # fmt: skip
     return record(
         cut=its, parts=Parts(its.packed, its.starts, its.panel, its.copied, its.copied + its.split), routines=routines
@@ -152,11 +156,13 @@ def conv2d_dx(dy: Any, weight: Any, x_shape: tuple[int, ...], window: Window, gr
 
 
 def _product(its: Cut, x: Any, weight: Any, bias: Any, y_shape: tuple[int, ...], relu: bool) -> Any:
-    y = np.empty(y_shape, np.float32)
+    # Where a panel never meets two images.
+    past = 4 * math.prod(y_shape) >= _LARGE and its.pixels % WIDTH == 0
+    y = empty(y_shape) if past else np.empty(y_shape, np.float32)
     bias = _NO_BIAS if bias is None else ready(bias)
     with borrowed(its.workspace(threads())) as memory:
         cost = its.most * WIDTH * its.terms * its.outputs
-        share(_convolve, its.tasks, cost, ready(weight), bias, ready(x), y, memory, _record(its, relu))
+        share(_convolve, its.tasks, cost, ready(weight), bias, ready(x), y, memory, _record(its, relu, past))
     return y
 
 
