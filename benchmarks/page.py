@@ -84,6 +84,7 @@ def _convolutions(data: Mapping[str, Any], folder: Path) -> Iterator[str]:
         yield "" if group == "shapes" else f"### {group}"
         yield _figure(folder, group.lower(), f"Ratios to the fastest peer, {group}", plots.ratios(bars))
         yield _compared(of_group, data)
+    yield from _missed(rows, data)
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         who = {f"ours {precision}": each["seconds"] for precision, each in row["ours"].items()}
@@ -116,6 +117,54 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     if not below:
         return text + f"Nothing is below {FLOOR} of the fastest peer."
     return text + f"Below {FLOOR} of the fastest peer: {', '.join(below)}."
+
+
+PRODUCTS = {"winograd F(2x2, 3x3)": 2.25, "winograd F(4x4, 3x3)": 4.0}
+"""How many times fewer products than the equation an algorithm has."""
+
+REASONS = {
+    "direct": "pixels and sums are copied and turned between the products, which were 92 to 97 % of a call (forward "
+    "and dx of L, O, Q on Zen 3)",
+    "pointwise": "both operands are packed between the products",
+    "depthwise": "few operations for each float: most of it is moving arrays",
+    "pixel vectors": "sums are short, and loads at every shift lie across two lines of the cache",
+    "winograd": "tiles are transformed on the way in and out",
+    "cross_entropy": "of few rows, a call's way through Python and to the kernel is most of it",
+    "linear": "operands are turned to panels between the products, and there are few tasks",
+    "max_pool2d": "few operations for each float: most of it is moving arrays",
+}
+"""What is between a kernel and its limit, by how the name of its algorithm or operator begins."""
+
+
+def _missed(rows: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each goal that is missed, with what the machine would allow; then the reasons."""
+    threads, lines = str(data["machine"]["threads"]), []
+    for row in rows:
+        for precision, ratio in ratios(row).items():
+            if ratio >= (goal := row["goals"][precision]):
+                continue
+            name = row["ours"][precision].get("algorithm", row["operator"])
+            at_peak = row["flops"] / PRODUCTS.get(name, 1) / data["peak"][threads]
+            moved = row["traffic"] / data["bandwidth"][threads]
+            limit = fastest(row)[1] / max(at_peak, moved)
+            of_what = f"{limit:.2f} ({'peak' if at_peak > moved else 'bandwidth'})"
+            called = f"{row['name']} {PASSES.get(row['operator'], row['operator'])} {precision}"
+            lines.append([called, f"{ratio:.2f}", f"{goal:.2f}", of_what, name])
+    if not lines:
+        return
+    names = {line[-1] for line in lines}
+    reasons = [
+        f"- {begin}: {text}"
+        for begin, text in REASONS.items()
+        if any(name.startswith(begin) for name in names)
+    ]  # fmt: skip
+    yield (
+        "### Goals that are missed\n\nThe limit is the ratio of a kernel that did its algorithm's products at the "
+        "measured peak and nothing else or, where that takes longer, moved every array once at the speed of a copy in "
+        "memory (small ones stay in the caches)."
+    )
+    yield _table(["", "came", "goal", "limit", "algorithm"], lines)
+    yield "What is between:\n\n" + "\n".join(reasons)
 
 
 def _compared(rows: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> str:
@@ -158,6 +207,7 @@ def _others(data: Mapping[str, Any]) -> Iterator[str]:
     if rows := data.get("others"):
         yield f"## Other operators\n\n{_verdict(rows)}"
         yield _compared(rows, data)
+        yield from _missed(rows, data)
         yield f"<details><summary>Milliseconds of everybody</summary>\n\n{_times(rows)}\n\n</details>"
 
 
