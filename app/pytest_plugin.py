@@ -181,14 +181,14 @@ def _hold(subject: "Subject", operator: str, law: str, time_limit: float | None,
 
 
 def _told(report: "Report", saved: list[Path]) -> str:
-    from kernelproof.proofs.report import reproduction
+    from kernelproof.proofs.report import reproduction, smallest_case
 
     [result] = report.results
     assert result.failure is not None
     lines = [result.failure.message, f"law: {result.statement}"]
     if saved:
         lines += [
-            "The smallest case that shows it, to paste into Python:", "", reproduction(result, report), "",
+            f"{smallest_case(result)}, to paste into Python:", "", reproduction(result, report), "",
             f"Saved; to try it again: kernelproof replay {saved[0]}",
         ]  # fmt: skip
     return "\n".join(lines)

@@ -33,7 +33,9 @@ def replay(*paths: Path, cases: Path = CASES, time_limit: float = 120.0) -> int:
     from .command_line import NOTHING_CHECKED, PROVEN, REFUTED, screen
 
     check_effort("replay", time_limit=time_limit)
-    verdicts = {_shown(path, load(path), time_limit) for path in paths or sorted(cases.glob("*.json"))}
+    # All are read before one is tried: a file that is no case is wrong usage, and no verdict of a kernel.
+    read = [(path, load(path)) for path in paths or sorted(cases.glob("*.json"))]
+    verdicts = {_shown(path, case, time_limit) for path, case in read}
     if not verdicts:
         screen.print(f"no cases in {cases}", markup=False)
     return REFUTED if "fails" in verdicts else PROVEN if "holds" in verdicts else NOTHING_CHECKED

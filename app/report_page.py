@@ -10,7 +10,7 @@ import jinja2
 
 from kernelproof.proofs.judging import AXES
 from kernelproof.proofs.render import facts, why_unchecked
-from kernelproof.proofs.report import Report, Result, reproduction, wider
+from kernelproof.proofs.report import Report, Result, reproduction, smallest_case, wider
 
 MARKS = {"proven": "✓", "refuted": "✕", "unsupported": "–", "vacuous": "○"}  # noqa: RUF001 - a dash, meant
 
@@ -39,7 +39,7 @@ def report_page(report: Report) -> str:
         levels=sorted({result.level for result in results}),
         verdicts=[verdict for verdict in MARKS if verdict in {result.verdict for result in results}],
         statements=sorted({(result.level, result.law, result.statement) for result in results}),
-        failures=[(result, reproduction(result, report), heat_map(result)) for result in report.failures],
+        failures=[(result, reproduction(result, report), heat_map(result)) for result in report.shown],
         histograms=[(result, histogram(result.ratios)) for result in results if sum(result.ratios)],
         wider_ones=[result for result in results if result.rounded_as],
         wider=wider,
@@ -51,6 +51,7 @@ def report_page(report: Report) -> str:
         facts=facts(report),
         command=command(report),
         why_unchecked=why_unchecked,
+        smallest_case=smallest_case,
     )
 
 

@@ -51,7 +51,7 @@ def board(
     seed: int = 0,
     time_limit: float = 120.0,
     workers: int = os.cpu_count() or 1,
-    merge: Annotated[tuple[Path, ...], Parameter(negative=(), consume_multiple=True)] = (),
+    merge: Annotated[tuple[Path, ...] | None, Parameter(negative=(), consume_multiple=True)] = None,
     markdown: Path | None = None,
     json: Path | None = None,
 ) -> None:
@@ -91,7 +91,9 @@ def board(
         if json is not None:
             write_whole(json, json_format.dumps(found.as_json(), indent=2).encode())
 
-    if merge:
+    if merge is not None:
+        if not merge:
+            raise ParameterError("scoreboard", "--merge without a file", "boards that --json wrote", "Name them.")
         found = reduce(Scoreboard.beside, map(_read, merge))
         show(screen, found)
         write(found)

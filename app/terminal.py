@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kernelproof.models import Digits, TrainConfig, train
 from kernelproof.models import Progress as Step
 from kernelproof.proofs import Report, Result
-from kernelproof.proofs.report import count, reproduction, wider
+from kernelproof.proofs.report import count, reproduction, smallest_case, wider
 from kernelproof.proofs.subject import Subject
 from kernelproof.proofs.verify import LEVELS, work_of
 from kernelproof.spec import SpecChain
@@ -33,9 +33,10 @@ def watched(
 ) -> Iterator[Callable[[Result], None]]:
     """What `verify` reports its progress to: a bar of what is left and, with `lines`, a line for each law decided.
 
-    What an operator fails at first is told at once.
+    What an operator fails at first is told at once, with the code that shows it.
     """
     total, told = len(work_of(subject, levels or LEVELS, shard)), set[str]()
+    so_far = Report(subject.name, 0, 0, (), subject.declared)
     with progress_bar(console) as bar:
         task = bar.add_task("compiling and proving", total=total)
 
@@ -45,6 +46,7 @@ def watched(
             if result.failure and result.operator not in told:
                 told.add(result.operator)
                 console.print(result.failure.message, markup=False)
+                _show_code(console, result, so_far)
             bar.update(task, advance=1, description=result.operator)
 
         yield progress
@@ -71,10 +73,7 @@ def line(result: Result) -> str:
 
 
 def show_report(console: Console, report: Report) -> None:
-    """The verdict, its numbers, what failed, and last each operator's first failure with the code that shows it again.
-
-    The first is the most telling: laws are held from the exact ones on.
-    """
+    """The verdict, its numbers, what failed, and last each operator's smallest case with the code that shows it."""
     operators, seconds = len({result.operator for result in report.laws}), sum(each.seconds for each in report.results)
     theorems = f"{count(len(report.theorems), 'theorem')} about sizes, " if report.theorems else ""
     verdict = f"[bold {COLOURS[report.verdict]}]{escape(report.kernel)}: {report.verdict}[/]"
@@ -87,15 +86,19 @@ def show_report(console: Console, report: Report) -> None:
         console.print(f"{count(declined, 'problem')} declined: {'; '.join(reasons)}", markup=False)
     for operator, (found, planted) in report.museum.items():
         console.print(f"The same run finds {found} of the museum's {count(planted, 'fault')} in {operator}")
-    first = {result.operator: result for result in reversed(report.failures)}.values()
+    smallest = list(report.smallest.values())
     for result in report.failures:
-        if result not in first:
+        if result not in smallest:
             _show_failure(console, result)
-    for result in reversed(first):
+    for result in reversed(smallest):
         _show_failure(console, result)
-        if code := reproduction(result, report):
-            console.print("The smallest case that shows it, to paste into Python:\n")
-            console.print(code, markup=False)
+        _show_code(console, result, report)
+
+
+def _show_code(console: Console, result: Result, report: Report) -> None:
+    if code := reproduction(result, report):
+        console.print(f"{smallest_case(result)}, to paste into Python:\n")
+        console.print(code, markup=False)
 
 
 def _show_failure(console: Console, result: Result) -> None:

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernelproof.spec import ParameterError
+from kernelproof.kernels.contract import DTYPES
+from kernelproof.spec import OPERATORS, ParameterError
 
 from .jobs import APART_LIMIT, kept, met
 from .laws import LAWS, LawBroken
-from .problems import Problem
+from .neighbours import legal, resized
+from .problems import LAYOUTS, Problem
 from .report import Report, versions
 from .subject import subject_for
+from .values import DRAWS, PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,22 @@ class Case:
 def _problem(code: str) -> Problem:
     match ast.parse(code, mode="eval").body:
         case ast.Call(func=ast.Name(id="Problem"), args=[], keywords=keywords):
-            return Problem(**{each.arg or "": ast.literal_eval(each.value) for each in keywords})
+            problem = Problem(**{each.arg or "": ast.literal_eval(each.value) for each in keywords})
+            if not _possible(problem):
+                raise ValueError("no operator can be called like that")
+            return problem
     raise ValueError("it is no Problem(...)")
+
+
+def _possible(problem: Problem) -> bool:
+    """Whether the problem is a legal call whose arrays can be drawn; a file may hold anything."""
+    try:
+        named = {problem.family: DRAWS, problem.layout: LAYOUTS, problem.dtype: DTYPES, problem.operator: OPERATORS}
+        drawn = all(name in known for name, known in named.items()) and problem.seed >= 0
+        kept = problem.precision is None or problem.precision in PRECISIONS
+        return drawn and kept and legal(problem) and resized(problem, problem.shapes).output == problem.output
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return False
 
 
 def load(path: Path) -> Case:

@@ -106,7 +106,7 @@ class _Run:
 
     @property
     def domain(self) -> Domain:
-        return Domain(self.operator, self.law.family, self.subject.dtypes, self.subject.precision)
+        return Domain(self.operator, self.law.family, self.subject.dtypes, self.subject.precision_of(self.operator))
 
     def check(self, problem: Problem, holds: Callable[[Problem], bool] = _always) -> None:
         """Check the law on a problem, or on one that fits the declaration, if the problem does not, and still holds."""
@@ -262,7 +262,7 @@ def hold(
                 run.declined, run.unsupported = "what the law needs of it is not declared", examples
                 examples = 0
             for problem in known:
-                if problem.dtype in subject.dtypes and problem.precision == subject.precision:
+                if problem.dtype in subject.dtypes and problem.precision == subject.precision_of(operator):
                     run.check(problem)
             if examples:
                 run.draw(examples, seed)
@@ -270,12 +270,13 @@ def hold(
         if run.broken and isinstance(check, Isolated) and check.hung is None:
             anew = check.anew(law, run.broken.problem)
             if anew is None or anew.after is not None:
-                run.broken.after = anew and anew.after
+                run.broken.after, run.broken.varies = anew and anew.after, anew is None
                 run.broken.args = (f"{anew or run.broken} ({KEPT_STATE})",)
     except hypothesis.errors.Flaky:
         # The smallest case passed when it was tried again: the law broke all the same.
         if run.broken is None:
             raise
+        run.broken.varies = True
         run.broken.args = (f"{run.broken} (not every time: the kernel's answer varies)",)
     return Result(
         operator=operator,

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import struct
 import sys
 import threading
 import time
@@ -38,6 +39,9 @@ PATIENCE = 20
 
 LARGEST = 2**30
 """Bytes of an answer, at most."""
+
+STARTING = 600.0
+"""Seconds in which a process has begun and has the kernel, or it has none."""
 
 SOON = 1024
 """Elements of the arrays of a problem that is soon judged twice; most are such."""
@@ -97,21 +101,30 @@ class Isolated:
 
     def _asked(self, what: str, problem: Problem) -> Any:
         """What the child answers; raises what it raised there, LawBroken if none came that is one."""
-        if self.hung is None:
-            self._ask(what, problem)
-        if self.hung is not None:
-            message = f"{problem.operator}: the kernel did not return within {self._time_limit:g} s"
-            raise LawBroken(message, problem)
+        outcome: Any = None
+        if self.hung is None and (self._process is None or not self._process.is_alive()):
+            self._start()
         try:
-            outcome = _received(self._connection)
+            if self.hung is None:
+                outcome = self._answer(what, problem)
+        except TimeoutError:
+            self._end(patience=0)
+            self.hung = problem
         except (EOFError, ConnectionError):
-            self._process.join()
-            raise LawBroken(
-                f"{problem.operator}: the kernel ended its process ({self._end_of_child()})", problem
-            ) from None
+            process: Any = self._process
+            process.join(self._time_limit)
+            if process.exitcode is not None:
+                raise LawBroken(
+                    f"{problem.operator}: the kernel ended its process ({self._end_of_child()})", problem
+                ) from None
+            self._end(patience=0)  # It has closed the pipe and goes on.
+            self.hung = problem
         except Exception as error:
             self._end(patience=0)  # What is left in the pipe is no answer either.
             raise _no_answer(problem) from error
+        if self.hung is not None:
+            message = f"{problem.operator}: the kernel did not return within {self._time_limit:g} s"
+            raise LawBroken(message, problem)
         if not isinstance(outcome, tuple):
             return outcome
         try:
@@ -163,15 +176,11 @@ class Isolated:
                 self._refusal = str(error)
         return self._refusal and f"it cannot be brought to a process of its own: {self._refusal}"
 
-    def _ask(self, what: str, problem: Problem) -> None:
-        """Send the problem and wait for an answer; `hung` afterwards if none came."""
-        if self._process is None or not self._process.is_alive():
-            self._start()
+    def _answer(self, what: str, problem: Problem) -> Any:
+        """Send the problem and wait for an answer; raises TimeoutError if none came, EOFError if none will."""
         with contextlib.suppress(ConnectionError):  # The child is dead: the answer will not come, and tells.
             self._connection.send((what, problem))
-            if not self._connection.poll(self._time_limit):
-                self._end(patience=0)
-                self.hung = problem
+        return _received(self._connection, self._time_limit)
 
     def _start(self) -> None:
         # What was set or unset since the server began is so in the child too.
@@ -181,8 +190,13 @@ class Isolated:
         self._process = _started(arguments)
         theirs.close()
         # Starting is not the kernel's time.
-        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
-            self._refusal = str(_received(self._connection))
+        try:
+            self._refusal = str(_received(self._connection, STARTING))
+        except TimeoutError:
+            self._end(patience=0)
+            self._refusal = f"it has not begun within {STARTING:g} s"
+        except (EOFError, OSError, pickle.UnpicklingError):
+            pass
 
     @functools.cached_property
     def _pickled(self) -> bytes:
@@ -238,8 +252,30 @@ class _Data(pickle.Unpickler):
         return known[module, name]
 
 
-def _received(connection: Connection) -> Any:
-    return _Data(io.BytesIO(connection.recv_bytes(LARGEST))).load()
+def _received(connection: Connection, time_limit: float | None) -> Any:
+    """What the child has sent; raises TimeoutError if that is not complete in time, EOFError if it never will be."""
+    until = None if time_limit is None else time.monotonic() + time_limit
+    if sys.platform == "win32":
+        if not connection.poll(time_limit):
+            raise TimeoutError
+        return _Data(io.BytesIO(connection.recv_bytes(LARGEST))).load()
+    # `recv_bytes` waits for the rest of a message once it has begun, and a kernel can begin one.
+    (size,) = struct.unpack("!i", _bytes(connection, 4, until))
+    if not 0 <= size <= LARGEST:
+        raise pickle.UnpicklingError(f"a message of {size} bytes is no answer")
+    return _Data(io.BytesIO(_bytes(connection, size, until))).load()
+
+
+def _bytes(connection: Connection, count: int, until: float | None) -> bytes:
+    """The next bytes of the pipe, by the time `until`."""
+    read = bytearray()
+    while len(read) < count:
+        if not connection.poll(None if until is None else max(0.0, until - time.monotonic())):
+            raise TimeoutError
+        if not (came := os.read(connection.fileno(), count - len(read))):
+            raise EOFError
+        read += came
+    return bytes(read)
 
 
 @functools.cache

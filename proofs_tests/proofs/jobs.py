@@ -90,7 +90,7 @@ def merge(one: Result, other: Result) -> Result:
         hit={name: one.hit.get(name, 0) + other.hit.get(name, 0) for name in {**one.hit, **other.hit}},
         failure=min(
             (each.failure for each in (one, other) if each.failure),
-            key=lambda failure: (len(failure.problem), repr(failure)),
+            key=lambda failure: (failure.burden, len(failure.problem), repr(failure)),
             default=None,
         ),
         ratios=ratios,

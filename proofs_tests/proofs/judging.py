@@ -24,13 +24,15 @@ class LawBroken(AssertionError):  # noqa: N818 - it is the law that is broken
     """A law does not hold: where, what came, what is right, and how far they may differ.
 
     Of a kernel that raised ValueError or TypeError, `values` hold the `refusal`. `after` is a problem that the kernel
-    meets before in the same process, if the law is not broken else.
+    meets before in the same process, if the law is not broken else; it `varies` if trying the problem does not always
+    break the law.
     """
 
     def __init__(self, message: str, problem: Problem, index: tuple[int, ...] = (), **values: Any) -> None:
         super().__init__(message)
         self.problem, self.index, self.values = problem, index, values
         self.after: Problem | None = None
+        self.varies = False
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ def power(subject: Subject, work: Iterable[tuple[str, str]], examples: int, seed
 def _in_place_of(subject: Subject, mutant: Mutant) -> Subject:
     """The mutant with the subject's declaration."""
     return replace(
-        subject_of(mutant.kernel, mutant.operator, dtypes=subject.dtypes, precision=subject.precision),
+        subject_of(
+            mutant.kernel, mutant.operator, dtypes=subject.dtypes, precision=subject.precision_of(mutant.operator)
+        ),
         supports=subject.supports,
         limits=subject.limits,
     )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from .report import Report, Result, count, reproduction, wider
+from .report import Report, Result, count, reproduction, smallest_case, wider
 
 MARKS = {"proven": "✅", "refuted": "❌", "unsupported": "➖", "vacuous": "⚠️"}  # noqa: RUF001 - marks, not text
 
@@ -110,7 +110,7 @@ def markdown(report: Report) -> str:
         cells = (_cell([r for r in report.results if (r.operator, r.level) == (operator, level)]) for level in levels)
         lines.append(f"| {operator} | {' | '.join(cells)} |")
     foot = ["", f"<sub>{_html(', '.join(f'{name} {value}' for name, value in facts(report).items()))}</sub>", ""]
-    failures, room = [_failure(result, report) for result in report.failures], _MOST - len("\n".join(lines + foot))
+    failures, room = [_failure(result, report) for result in report.shown], _MOST - len("\n".join(lines + foot))
     for shown, failure in enumerate(failures):
         room -= len(failure) + 1
         if room < 0:
@@ -134,6 +134,7 @@ def _failure(result: Result, report: Report) -> str:
         f"\n<details><summary>{MARKS['refuted']} {title}</summary>",
         result.statement,
         _fenced(result.failure.message, "text"),
+        f"{smallest_case(result)}:" if result.failure.problem else "",
         _fenced(reproduction(result, report), "python"),
         "</details>",
     )

@@ -4,7 +4,7 @@ import math
 import platform
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -27,7 +27,8 @@ PRECISION = {"float32": "fp32", "float64": "fp64"}
 class Failure:
     """The smallest case that breaks a law, the code that shows it again, and where a larger case's result differs.
 
-    `after` is the code of a problem that the kernel has to meet before, if there is one.
+    `after` is the code of a problem that the kernel has to meet before, if there is one; `elements` counts those of the
+    problem's arrays and of its output. A failure that `varies` is not seen each time that its case is tried.
     """
 
     message: str
@@ -37,6 +38,13 @@ class Failure:
     differences: Differences | None = None
     larger: str = ""
     after: str = ""
+    elements: int = 0
+    varies: bool = False
+
+    @property
+    def burden(self) -> tuple[bool, bool, int]:
+        """What a reader has to take in to see it: of several cases, the one with the least is shown."""
+        return self.varies, bool(self.after), self.elements
 
     @staticmethod
     def of(broken: LawBroken, wider: LawBroken | None = None) -> "Failure":
@@ -46,7 +54,11 @@ class Failure:
         values = {name: value for name, value in broken.values.items() if name not in ("differences", "refusal")}
         larger = repr(wider.problem) if differences else ""
         after = repr(broken.after) if broken.after else ""
-        return Failure(str(broken), repr(broken.problem), broken.index, values, differences, larger, after)
+        problem = broken.problem
+        elements = sum(map(math.prod, (*problem.array_shapes.values(), problem.output)))
+        return Failure(
+            str(broken), repr(problem), broken.index, values, differences, larger, after, elements, broken.varies
+        )
 
 
 @dataclass(frozen=True)
@@ -190,6 +202,22 @@ class Report:
         return tuple(result for result in self.results if result.failure)
 
     @property
+    def smallest(self) -> dict[str, Result]:
+        """For each refuted operator the law with the smallest failing case, the first of several: what is pasted."""
+        fallen = {operator: [each for each in self.failures if each.operator == operator] for operator in _PLACES}
+        return {
+            operator: min(results, key=lambda each: each.failure.burden if each.failure else ())
+            for operator, results in fallen.items()
+            if results
+        }
+
+    @property
+    def shown(self) -> tuple[Result, ...]:
+        """The refuted laws as a page shows them: each operator's with the smallest case first, then the others."""
+        smallest = list(self.smallest.values())
+        return (*smallest, *(result for result in self.failures if result not in smallest))
+
+    @property
     def worst_ratio(self) -> float | None:
         """The worst error over its bound, of all laws that measure it."""
         return max((result.worst_ratio for result in self.results if result.worst_ratio is not None), default=None)
@@ -210,7 +238,8 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """Everything, as a program would read it: what is not finite, which JSON has no number for, by its name."""
         results = [{**asdict(result), "verdict": result.verdict} for result in self.results]
-        summary = {"schema": SCHEMA, "verdict": self.verdict, "precision": self.precision}
+        smallest = {operator: result.law for operator, result in self.smallest.items()}
+        summary = {"schema": SCHEMA, "verdict": self.verdict, "precision": self.precision, "smallest": smallest}
         return _finite(summary | asdict(self) | {"results": results})
 
     @staticmethod
@@ -237,9 +266,15 @@ def together(reports: Sequence[Report]) -> Report:
         raise ParameterError(
             "report", f"{twice[0]} in {places.most_common(1)[0][1]} of them", "each once", "Name each shard once."
         )
-    results.sort(key=lambda result: (result.level != "L0", _PLACES.index(result.operator), result.level))
     museum = {name: found for each in reports for name, found in each.museum.items()}
-    return replace(first, results=tuple(results), museum=museum)
+    return replace(first, results=in_order(results), museum=museum)
+
+
+def in_order(results: Iterable[Result]) -> tuple[Result, ...]:
+    """Results in the order of a report: theorems, then each operator's laws by level."""
+    return tuple(
+        sorted(results, key=lambda result: (result.level != "L0", _PLACES.index(result.operator), result.level))
+    )
 
 
 def _result(data: Mapping[str, Any]) -> Result:
@@ -254,7 +289,7 @@ def _result(data: Mapping[str, Any]) -> Result:
         values = {name: float(value) if value in _NAMES else value for name, value in failure["values"].items()}
         given["failure"] = Failure(
             failure["message"], failure["problem"], tuple(failure["index"]), values, differences, failure["larger"],
-            failure.get("after", ""),
+            failure.get("after", ""), failure.get("elements", 0), failure.get("varies", False),
         )  # fmt: skip
     result = Result(**{**given, "ratios": tuple(given["ratios"])})
     texts, numbers = (result.law, result.level, result.statement), (result.cases, result.vacuous, result.unsupported)
@@ -305,3 +340,9 @@ def reproduction(result: Result, report: Report) -> str:
         f"from kernelproof.proofs import Problem, check\n{source}\n"
         f"{earlier}problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{needed})"
     )
+
+
+def smallest_case(result: Result) -> str:
+    """What stands over the code of a failure, wherever it is shown."""
+    elements = result.failure.elements if result.failure else 0
+    return "The smallest case that shows it" + (f" ({count(elements, 'element')})" if elements else "")

@@ -22,10 +22,13 @@ from . import adapters
 from .forms import functions_of, permuted
 from .judging import Declared, Kernel
 from .problems import Problem
-from .values import PRECISIONS
+from .values import OF_CONVOLUTIONS, PRECISIONS
 
 PROMISED: Mapping[Precision, str] = {"fast": "f16x3", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16"}
 """The precision class that the CUDA kernels promise, by the word that asks for it."""
+
+CONVOLUTIONS = ("conv2d", "conv2d.dx", "conv2d.dweight")
+"""The operators that a class of `OF_CONVOLUTIONS` may be declared for."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,13 @@ class Subject:
             return problem.dtype in self.dtypes and self.supports(problem)
 
         return Declared(
-            self.functions[operator], supports, self.threads, self.reentrant, self.checked, self.precision,
-            self.rounds_as,
+            self.functions[operator], supports, self.threads, self.reentrant, self.checked,
+            self.precision_of(operator), self.rounds_as,
         )  # fmt: skip
+
+    def precision_of(self, operator: str) -> str | None:
+        """The declared class where the operator can have it: the bias of a convolution by FFT has no transform."""
+        return None if self.precision in OF_CONVOLUTIONS and operator not in CONVOLUTIONS else self.precision
 
     @property
     def declared(self) -> dict[str, Any]:
@@ -112,6 +119,11 @@ def subject_of(
         raise ParameterError("verify", f"precision={precision!r}", f"one of {', '.join(PRECISIONS)}", "Choose one.")
     if dtypes is not None and (isinstance(dtypes, str) or not dtypes or not set(dtypes) <= set(DTYPES)):
         raise ParameterError("verify", f"dtypes={dtypes!r}", f"some of {DTYPES}, as a tuple", "Correct them.")
+    if precision in OF_CONVOLUTIONS and op is not None and not set(operators_of(op)) & set(CONVOLUTIONS):
+        raise ParameterError(
+            "verify", f"precision={precision!r} for {op}", f"one of {', '.join(CONVOLUTIONS)}",
+            "Leave it out: this operator is held to all bits of its dtype, or to a class such as tf32.",
+        )  # fmt: skip
     limits = name_of(supports) if callable(supports) else supports
     threads_name = name_of(threads) if callable(threads) else threads
     threads = _named("threads", threads) if isinstance(threads, str) else threads

@@ -40,6 +40,9 @@ INEXACT = frozenset({"winograd4", "fft"})
 """Classes that no whole numbers come through exactly: there are thirds in the transforms of larger tiles, roots of one
 in Fourier's."""
 
+OF_CONVOLUTIONS = frozenset({"winograd2", "winograd4", "fft"})
+"""Classes that are ways to compute a convolution, or its gradients in x and weight; other operators have none of it."""
+
 IN_ITS_OWN_TYPE = (None, "fp64", "winograd2", "winograd4", "fft")
 """Classes whose arithmetic is that of the arrays' dtype, not float32's."""
 

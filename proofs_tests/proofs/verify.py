@@ -13,7 +13,7 @@ from .jobs import APART_LIMIT, Job, kept, merge, met, run_jobs, share
 from .laws import LAWS, Law
 from .power import power
 from .problems import Problem
-from .report import Failure, Report, Result
+from .report import Failure, Report, Result, in_order
 from .shape_algebra import THEOREMS, Theorem, prove
 from .subject import Subject, subject_for, subject_of
 
@@ -55,11 +55,13 @@ def verify(
     NotImplementedError declines a problem. Neither is ever a pass.
 
     `examples` problems are drawn for each law, from `seed`. With a `time_limit` (seconds for one check) the kernel is
-    kept in a process of its own, so that a crash or a hang is a result; bad input (L9) always is tried in one, on
-    backends, and on other kernels where `level` names it. `executor` spreads the laws over workers; one with processes
-    needs `if __name__ == "__main__":` in a script. `shard="3/16"` holds it to the third of every sixteen laws. `cases`
-    that broke a law before (see `kernelproof.proofs.cases`) are tried first. With `museum` the report says how many
-    real faults, planted in other kernels, the same run finds. `progress` is called with each result.
+    kept in a process of its own, so that a crash or a hang is a result. Without one it runs in this process, where it
+    could end it, or change numpy, the laws and their verdict: for a kernel that is trusted not to. Bad input (L9)
+    always is tried in a process of its own, on backends, and on other kernels where `level` names it. `executor`
+    spreads the laws over workers; one with processes needs `if __name__ == "__main__":` in a script. `shard="3/16"`
+    holds it to the third of every sixteen laws. `cases` that broke a law before (see `kernelproof.proofs.cases`) are
+    tried first. With `museum` the report says how many real faults, planted in other kernels, the same run finds.
+    `progress` is called with each result.
 
     Raises ParameterError for an unknown operator, level, backend or declaration.
     """
@@ -89,7 +91,7 @@ def verify(
             progress(merged[place])
     results += [merged[place] for place in places if place in merged]
     strength = power(subject, places, examples, seed) if museum else {}
-    return Report(subject.name, seed, examples, tuple(results), subject.declared, subject.source, museum=strength)
+    return Report(subject.name, seed, examples, in_order(results), subject.declared, subject.source, museum=strength)
 
 
 def check_effort(command: str, examples: int = 1, time_limit: float | None = None) -> None:
@@ -103,10 +105,14 @@ def check_effort(command: str, examples: int = 1, time_limit: float | None = Non
 
 
 def work_of(subject: Subject, levels: Iterable[str], shard: str | None = None) -> Sequence[Theorem | tuple[str, str]]:
-    """What there is to decide about a subject, or a shard of it: theorems, then operators with the name of a law."""
+    """What there is to decide about a subject, or a shard of it: theorems, then operators with the name of a law.
+
+    Level by level: which of several operators is wrong shows at once, and not when those before it are proven.
+    """
     theorems = THEOREMS.values() if "L0" in levels and whole_table(subject) else ()
-    laws = ((operator, law.name) for operator in subject.functions for law in laws_for(subject, operator, levels))
-    return share([*theorems, *laws], shard)
+    laws = [(operator, law) for operator in subject.functions for law in laws_for(subject, operator, levels)]
+    laws.sort(key=lambda each: each[1].level)
+    return share([*theorems, *((operator, law.name) for operator, law in laws)], shard)
 
 
 def laws_for(subject: Subject, operator: str, levels: Iterable[str] = LEVELS) -> list[Law]:

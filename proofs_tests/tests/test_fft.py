@@ -10,6 +10,9 @@ import pytest
 from kernelproof import verify
 from kernelproof.proofs.museum.clean import Array, Geometry
 from kernelproof.proofs.museum.fourier import FourierConv2d, FourierConv2dDweight, FourierConv2dDx
+from kernelproof.proofs.subject import subject_of
+from kernelproof.proofs.verify import laws_for
+from kernelproof.spec import ParameterError
 
 Pair = tuple[int, int]
 FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {}
@@ -127,3 +130,22 @@ def test_whole_numbers_are_no_law_of_the_class() -> None:
     report = verify(FourierConv2d(), "conv2d", precision="fft", examples=3)
     assert {result.level for result in report.results} == {"L3", "L4", "L7", "L8"}
     assert report.exit_status == 0
+
+
+def test_a_class_of_convolutions_is_of_no_other_operator() -> None:
+    for operator in ("linear", "conv2d.dbias", "max_pool2d"):
+        with pytest.raises(ParameterError, match="precision='fft' for"):
+            verify(np.add, operator, precision="fft")
+    subject = subject_of(Forward(), "conv2d", precision="fft")
+    assert subject.kernel("conv2d.dx").precision == "fft"
+    # A sum of dy has no transform: it is held to the laws of whole numbers.
+    assert "L1" in {law.level for law in laws_for(subject, "conv2d.dbias")}
+    assert "L1" not in {law.level for law in laws_for(subject, "conv2d")}
+
+
+class Forward:
+    def forward(self, x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
+        raise NotImplementedError
+
+    def backward(self, dy: Any) -> Any:
+        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,20 @@ def test_a_case_executes_nothing(case: Case, problem: str, tmp_path: Path) -> No
     file.write_text(Case(case.kernel, case.law, problem).text())
     with pytest.raises(spec.ParameterError, match=r"case\.json"):
         load(file)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [
+    ("operator='conv2d'", "operator='conv3d'"), ("family='whole'", "family='half'"), ("'weight': (", "'weight': (7, "),
+    ("output=(", "output=(7, "), ("seed=", "seed=-1 + 0 * "), ("'stride': (", "'stride': (0, "),
+])  # fmt: skip
+def test_a_problem_that_no_operator_has_is_wrong_usage(case: Case, right: str, wrong: str, tmp_path: Path) -> None:
+    assert right in case.problem
+    (tmp_path / "case.json").write_text(replace(case, problem=case.problem.replace(right, wrong)).text())
+    with pytest.raises(ParameterError, match=r"case\.json"):
+        load(tmp_path / "case.json")
+    command = [sys.executable, "-m", "kernelproof", "replay", "--cases", str(tmp_path)]
+    came = subprocess.run(command, capture_output=True, check=False)
+    assert (came.returncode, came.stdout) == (2, b"")
 
 
 def test_from_verify_to_replay_on_the_command_line(tmp_path: Path) -> None:

@@ -232,6 +232,8 @@ def test_the_command_prints_and_writes_the_board(tmp_path: Path):
     command = [*command[:4], "--merge", str(data), "--markdown", str(merged)]
     subprocess.run(command, capture_output=True, check=True)
     assert merged.read_text() == markdown.read_text()
+    nothing = subprocess.run([*command[:4], "--merge"], capture_output=True, text=True, check=False)
+    assert (nothing.returncode, nothing.stdout) == (2, "")
     data.write_text("{}")
     assert subprocess.run(command, capture_output=True, check=False).returncode == 2
 

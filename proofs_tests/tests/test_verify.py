@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kernelproof import spec
-from kernelproof.proofs import LAWS, Report, verify
+from kernelproof.proofs import LAWS, Report, Result, verify
 from kernelproof.proofs.hold import hold
 from kernelproof.proofs.jobs import merge
 from kernelproof.proofs.judging import LawBroken, declared, told
@@ -323,3 +323,44 @@ def test_a_kernel_that_raises_is_refuted(time_limit: float | None) -> None:
     failure = verify(raises, "relu", level="L1", examples=2, time_limit=time_limit).failures[0].failure
     assert failure is not None
     assert failure.message == "relu: the kernel raised ValueError: mine"
+
+
+def test_of_several_operators_the_wrong_one_shows_at_the_first_level() -> None:
+    seen: list[Result] = []
+    verify(Halves(), "linear", examples=5, progress=seen.append)
+    assert [each.level for each in seen] == sorted(each.level for each in seen)
+    assert next(each.operator for each in seen if each.failure) == "linear.dweight"
+
+
+class Halves:
+    """A linear layer whose gradient in the weight is half of what it should be."""
+
+    def forward(self, x: Any, weight: Any, bias: Any = None) -> Any:
+        self.x, self.weight = x, weight
+        return spec.linear(x, weight, bias)
+
+    def backward(self, dy: Any) -> Any:
+        return dy @ self.weight, (dy.T @ self.x) / 2, dy.sum(axis=0)
+
+
+def test_the_smallest_case_of_an_operator_is_the_one_to_paste() -> None:
+    def fails_when_long_or_at_one_element(x: Any) -> Any:
+        y = spec.relu(x)
+        if x.size > 60 or np.isnan(x).any():
+            y = np.array(y)
+            y.reshape(-1)[:1] = 7
+        return y
+
+    report = verify(fails_when_long_or_at_one_element, "relu", level=("L1", "L4"))
+    whole, special = (each.failure for each in report.failures if "special" in each.law or "whole" in each.law)
+    assert whole is not None
+    assert special is not None
+    assert special.elements < 60 < whole.elements
+    [smallest] = report.smallest.values()
+    assert smallest.failure is special
+    assert report.shown[0] is smallest
+    written = report.as_json()
+    assert written["smallest"] == {"relu": smallest.law}
+    [again] = Report.from_json(written).smallest.values()
+    assert again.failure is not None
+    assert (again.law, again.failure.elements) == (smallest.law, special.elements)
