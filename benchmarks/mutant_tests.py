@@ -79,8 +79,8 @@ TESTS: Mapping[str, Tests] = {
     "spec/training.py": ((SPEC, "(cross_entropy or sgd) and not cpu"),),
     "spec/conv.py": ((SPEC, "conv2d and not cpu"),),
     "spec/window.py": ((("test_shape_theorems.py", "test_doors.py", "test_second_formulation.py"), ""),),
-    "proofs_tests/proofs/problems.py": ((("test_generators.py",), ""),),
-    "proofs_tests/proofs/values.py": ((("test_generators.py", "test_rounding_bounds.py"), VALUES),),
+    "proofs_tests/proofs/problems.py": ((("test_generators.py", "test_smallest_cases.py"), ""),),
+    "proofs_tests/proofs/values.py": ((("test_drawn_values.py", "test_rounding_bounds.py"), VALUES),),
     "proofs_tests/proofs/bounds.py": ((("test_rounding_bounds.py",), ""),),
     "kernels/contract.py": (CALLS, promises("refused or remember or relu")),
     # Whether certificates are current is left out: any change of a kernel's source makes them stale, equivalent or not.

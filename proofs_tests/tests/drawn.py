@@ -1,8 +1,10 @@
 """Problems as a law would draw them, for tests of the generators and of the bounds."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import islice
+from typing import Any
 
 from kernelproof.proofs.drawing import Domain
 from kernelproof.proofs.problems import Problem
@@ -29,3 +31,14 @@ def small(operator: str, family: str) -> list[Problem]:
     return [
         problem for problem in found if math.prod(problem.output) * max(map(math.prod, problem.shapes.values())) < SMALL
     ]
+
+
+def sides(problem: Problem) -> tuple[int, ...]:
+    return tuple(side for axis in problem.options["padding"] for side in axis)
+
+
+def linear(family: str, **fields: Any) -> Problem:
+    """A linear layer with so many numbers that all that may come does."""
+    return replace(
+        Problem("linear", {"x": (40, 100), "weight": (30, 100), "bias": (30,)}, {}, (40, 30), family), **fields
+    )
