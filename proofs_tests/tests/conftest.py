@@ -8,6 +8,9 @@ import os
 # three at least, whatever the machine, and no more than the worker's share of its cores.
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(3, (os.cpu_count() or 1) // _workers)))
+# Those may be more than there are cores, with other workers beside: a thread with nothing to do shall sleep. By itself
+# OpenMP's goes round in a loop for a while, on a core that others need. libgomp reads this when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
