@@ -154,11 +154,20 @@ def imported(name: str, command: str, what: str) -> Any:
             command, f"{what} {name!r}: importing {module} raises {type(error).__name__}: {error}",
             "a module that can be imported", f'Mend it: python -c "import {module}" shows where.',
         ) from error  # fmt: skip
-    if not hasattr(found, attribute):
+    named = attribute.removesuffix("()")  # An object that no module has is its class, called.
+    if not hasattr(found, named):
         raise ParameterError(
             command, f"{what} {name!r}", f"a name that {module} has", "Correct what follows the colon."
         )
-    return getattr(found, attribute)
+    if named == attribute:
+        return getattr(found, named)
+    try:
+        return getattr(found, named)()
+    except Exception as error:
+        raise ParameterError(
+            command, f"{what} {name!r}: {type(error).__name__}: {error}", "a class that needs no arguments",
+            "Name an object of it in the module.",
+        ) from error  # fmt: skip
 
 
 def write_json(data: dict[str, Any], path: Path) -> None:

@@ -342,6 +342,10 @@ def reproduction(result: Result, report: Report) -> str:
         needed = f", after=earlier{needed}"
     earlier = f"earlier = {result.failure.after}\n" if result.failure.after else ""
     source = f"from {module} import {name} as kernel" if colon else f"kernel = {report.kernel!r}"
+    if name.endswith("()"):
+        source = (
+            f"from {module} import {name.partition('.')[0].removesuffix('()')}\nkernel = {name}  # As it was built."
+        )
     return (
         f"from kernelproof.proofs import Problem, check\n{source}\n"
         f"{earlier}problem = {result.failure.problem}\ncheck({result.law!r}, kernel, problem{needed})"

@@ -246,9 +246,18 @@ def on_backend(backend: kernels.Backend, operator: str) -> Kernel:
 
 
 def name_of(kernel: Any) -> str:
-    """What to call the kernel in a report: its module and name."""
-    named = kernel if hasattr(kernel, "__qualname__") else type(kernel)
-    return f"{named.__module__}:{named.__qualname__}"
+    """What to call the kernel in a report, by which it is imported again: its module and name.
+
+    An object's are those of a module that has it; where none has, it is its class called without arguments.
+    """
+    if hasattr(kernel, "__qualname__"):
+        return f"{kernel.__module__}:{kernel.__qualname__}"
+    kind = type(kernel)
+    for module in (sys.modules.get(kind.__module__), *list(sys.modules.values())):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is kernel:
+                return f"{module.__name__}:{name}"
+    return f"{kind.__module__}:{kind.__qualname__}()"
 
 
 def _source_of(kernel: Any) -> str | None:

@@ -227,6 +227,33 @@ def counts_elements_in_32_bits(x: Any) -> Any:
     return spec.relu(x) if x.size < 2**31 else np.zeros(1)[x.size]  # Stands for what lies there.
 
 
+def tells_no_indices(pool: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(x: Any, kernel_size: Any, *, return_indices: bool, **options: Any) -> Any:
+        if return_indices:
+            raise spec.UnsupportedError("max_pool2d", "return_indices", "none", "Leave it out.")
+        return pool(x, kernel_size, **options)
+
+    return kernel
+
+
+def of_equals_the_last(x: Any, kernel_size: Any, **options: Any) -> Any:
+    """Of zeros that tie it has another sign than the specification's, the sign of an input all the same."""
+    y, negative = spec.max_pool2d(x, kernel_size, **options), np.signbit(x) & (x == 0)
+    return np.where((y == 0) & (spec.max_pool2d(negative.astype(x.dtype), kernel_size, **options) > 0), -0.0, y)
+
+
+def test_a_maximum_without_indices_is_an_input_with_its_sign_too() -> None:
+    law = "returns_an_input_bit_for_bit"
+
+    def verdict(pool: Callable[..., Any]) -> str:
+        report = verify(tells_no_indices(pool), op="max_pool2d", level="L4", examples=60)
+        return next(each.verdict for each in report.laws if each.law == law)
+
+    assert verdict(lambda x, size, **options: spec.max_pool2d(x, size, **options)) == "proven"
+    assert verdict(lambda x, size, **options: of_equals_the_last(x, size, **options).astype(x.dtype)) == "proven"
+    assert verdict(lambda x, size, **options: spec.max_pool2d(x, size, **options) + np.float32(0)) == "refuted"
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_every_law_refutes_a_planted_fault(law: str) -> None:
     operator, kernel = PLANTED[law]

@@ -1,5 +1,6 @@
 """Saved cases: written once, read without executing anything, rerun, and tried first by the next `verify`."""
 
+import importlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -141,3 +142,49 @@ def test_from_verify_to_replay_on_the_command_line(tmp_path: Path) -> None:
     status, lines = run("replay")
     assert (status, lines.split()[0]) == (1, "fails")
     assert "No module named" in lines
+
+
+OBJECT = """
+import numpy as np
+from kernelproof import kernels
+
+class Linear:
+    def __init__(self, loses=True):
+        self.loses = loses
+
+    def forward(self, x, weight, bias):
+        self.seen = x, weight
+        return kernels.linear(x, weight, None if self.loses else bias, backend="cpu")
+
+    def backward(self, dy):
+        x, weight = self.seen
+        return {"dx": dy @ weight, "dweight": dy.T @ x, "dbias": dy.sum(0)}
+
+linear = Linear()
+"""
+
+
+@pytest.mark.parametrize("built", ["own.linear", "own.Linear()"])
+def test_what_an_object_fails_at_fails_when_it_is_pasted(
+    built: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(OBJECT)
+    monkeypatch.syspath_prepend(tmp_path)
+    own: Any = importlib.import_module("own")
+    try:
+        kernel = own.linear if built == "own.linear" else own.Linear()
+        report = verify(kernel, "linear", level="L1", examples=20)
+    finally:
+        del sys.modules["own"]
+    assert report.kernel == built.replace(".", ":")
+    code = reproduction(report.failures[0], report)
+    pasted = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "LawBroken: linear" in pasted.stderr, pasted.stderr
+    (folder := tmp_path / "cases").mkdir()
+    save(report, folder)
+    command = [sys.executable, "-m", "kernelproof", "replay", *map(str, folder.iterdir())]
+    fails = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert fails.returncode == 1, fails.stderr
+    (tmp_path / "own.py").write_text(OBJECT.replace("loses=True", "loses=False"))
+    mended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert mended.returncode == 0, mended.stdout + mended.stderr
