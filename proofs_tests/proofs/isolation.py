@@ -115,8 +115,9 @@ class Isolated:
             process.join(self._time_limit)
             if process.exitcode is not None:
                 raise LawBroken(
-                    f"{problem.operator}: the kernel ended its process ({self._end_of_child()})", problem
-                ) from None
+                    f"{problem.operator}: the kernel ended its process ({self._end_of_child()})", problem,
+                    time_limit=self._time_limit or STARTING,
+                ) from None  # fmt: skip
             self._end(patience=0)  # It has closed the pipe and goes on.
             self.hung = problem
         except Exception as error:
@@ -124,7 +125,7 @@ class Isolated:
             raise _no_answer(problem) from error
         if self.hung is not None:
             message = f"{problem.operator}: the kernel did not return within {self._time_limit:g} s"
-            raise LawBroken(message, problem)
+            raise LawBroken(message, problem, time_limit=self._time_limit)
         if not isinstance(outcome, tuple):
             return outcome
         try:

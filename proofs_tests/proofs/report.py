@@ -340,6 +340,8 @@ def reproduction(result: Result, report: Report) -> str:
     needed = "".join(f", {name}={value!r}" for name, value in report.needed.items())
     if result.failure.after:
         needed = f", after=earlier{needed}"
+    if limit := result.failure.values.get("time_limit"):
+        needed += f", time_limit={limit:g}"
     earlier = f"earlier = {result.failure.after}\n" if result.failure.after else ""
     source = f"from {module} import {name} as kernel" if colon else f"kernel = {report.kernel!r}"
     if name.endswith("()"):

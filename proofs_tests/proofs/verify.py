@@ -162,16 +162,18 @@ def check(
     layouts: Mapping[str, str] | None = None,
     threads: str | None = None,
     after: Problem | None = None,
+    time_limit: float | None = None,
 ) -> None:
     """Hold a kernel, in any form that `verify` takes, to one law on one problem; raises LawBroken.
 
-    `after` is a problem that it meets before, whatever comes of that. This is what a report's reproduction calls.
+    `after` is a problem that it meets before, whatever comes of that. With a time limit in seconds the kernel is called
+    in a process of its own: what ends that is told here. This is what a report's reproduction calls.
 
     Raises ParameterError for an unknown law.
     """
     if law not in LAWS:
         raise ParameterError("check", f"law {law!r}", f"one of {', '.join(LAWS)}", "Correct the name.")
     subject = subject_for(problem, kernel, dtypes=dtypes, supports=supports, layouts=layouts, threads=threads)
-    with kept(subject, APART_LIMIT if LAWS[law].apart else None) as check_one:
+    with kept(subject, APART_LIMIT if LAWS[law].apart and time_limit is None else time_limit) as check_one:
         met(check_one, LAWS[law], after)
         check_one(LAWS[law], problem)

@@ -1,6 +1,7 @@
 """Saved cases: written once, read without executing anything, rerun, and tried first by the next `verify`."""
 
 import importlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from kernelproof import spec
 from kernelproof.proofs import verify
 from kernelproof.proofs.cases import Case, load, load_all, replay
-from kernelproof.proofs.report import reproduction
+from kernelproof.proofs.report import Report, reproduction
 from kernelproof.proofs.subject import subject_of
 from kernelproof.replay_command import save
 from kernelproof.spec import ParameterError
@@ -187,3 +188,20 @@ def test_what_an_object_fails_at_fails_when_it_is_pasted(
     (tmp_path / "own.py").write_text(OBJECT.replace("loses=True", "loses=False"))
     mended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert mended.returncode == 0, mended.stdout + mended.stderr
+
+
+@pytest.mark.parametrize(("deed", "told"), [("os._exit(0)", "ended its process"), ("time.sleep(60)", "did not return")])
+def test_what_ends_a_process_says_so_when_it_is_pasted(deed: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        f"import os, time\n\ndef relu(x):\n    if x.size > 5:\n        {deed}\n    return x * (x > 0)\n"
+    )
+    command = ["verify", "own:relu", "--op", "relu", "--level", "L1", "--examples", "20", "--time-limit", "2"]
+    refuted = subprocess.run(
+        [sys.executable, "-m", "kernelproof", *command, "--json", "report.json"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert refuted.returncode == 1, refuted.stderr
+    report = Report.from_json(json.loads((tmp_path / "report.json").read_text()))
+    code = reproduction(next(each for each in report.failures if each.operator == "relu"), report)
+    pasted = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told in pasted.stderr.splitlines()[-1], pasted.stderr
