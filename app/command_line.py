@@ -65,7 +65,7 @@ COMMANDS = {
     "report": (
         "report_command:report",
         "Show reports that verify wrote with --json, several shards of one run as one; nothing is run.\n\n"
-        "Exit status: 0 proven, 1 refuted, 2 wrong usage, 3 nothing checked.",
+        "Exit status: 0 proven, 1 refuted, 2 wrong usage, 3 nothing checked, or shards of the run are missing.",
     ),
     "scoreboard": (
         "scoreboard_command:board",

@@ -21,7 +21,7 @@ def report(
 ) -> int:
     """Show reports that verify wrote with --json, several shards of one run as one; nothing is run.
 
-    Exit status: 0 proven, 1 refuted, 2 wrong usage, 3 nothing checked.
+    Exit status: 0 proven, 1 refuted, 2 wrong usage, 3 nothing checked, or shards of the run are missing.
 
     Parameters
     ----------
@@ -49,6 +49,9 @@ def report(
         write_json(whole.as_json(), json)
     for path in write_reports(whole, html=html, junit=junit, markdown=markdown):
         console.print(f"Written: {path}", markup=False)
+    if whole.missing and whole.exit_status != 1:
+        console.print(f"Not the whole run: {', '.join(whole.missing)} of its shards is missing.", style="bold")
+        return 3
     return whole.exit_status
 
 

@@ -107,7 +107,8 @@ class Report:
     """Every result of one `verify`, with what is needed to run it again.
 
     `declared` is what the author said about the kernel, `source` names the state of its source, if Python has it.
-    `museum` says for each operator how many of the museum's faults the same run finds, and of how many.
+    `museum` says for each operator how many of the museum's faults the same run finds, and of how many. `shards` are
+    those of a run that this holds, such as 2/3; none if it is a whole run.
     """
 
     kernel: str
@@ -118,6 +119,14 @@ class Report:
     source: str | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
     museum: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    shards: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The shards of the run that this does not hold."""
+        of = {each.partition("/")[2] for each in self.shards}
+        whole = [f"{i}/{count}" for count in of for i in range(1, int(count) + 1)]
+        return tuple(each for each in whole if each not in self.shards)
 
     @property
     def verdict(self) -> str:
@@ -255,7 +264,8 @@ class Report:
             raise ParameterError("report", f"schema {data.get('schema')!r}", repr(SCHEMA), "Write it anew with verify.")
         given = {name: data[name] for name in ("kernel", "seed", "examples", "declared", "source", "versions")}
         museum = {operator: (found, planted) for operator, (found, planted) in data.get("museum", {}).items()}
-        return Report(results=tuple(map(_result, data["results"])), museum=museum, **given)
+        shards = tuple(map(str, data.get("shards", ())))
+        return Report(results=tuple(map(_result, data["results"])), museum=museum, shards=shards, **given)
 
 
 def together(reports: Sequence[Report]) -> Report:
@@ -273,7 +283,8 @@ def together(reports: Sequence[Report]) -> Report:
             "report", f"{twice[0]} in {places.most_common(1)[0][1]} of them", "each once", "Name each shard once."
         )
     museum = {name: found for each in reports for name, found in each.museum.items()}
-    return replace(first, results=in_order(results), museum=museum)
+    shards = tuple(shard for each in reports for shard in each.shards)
+    return replace(first, results=in_order(results), museum=museum, shards=shards)
 
 
 def in_order(results: Iterable[Result]) -> tuple[Result, ...]:

@@ -253,10 +253,10 @@ def name_of(kernel: Any) -> str:
     if hasattr(kernel, "__qualname__"):
         return f"{kernel.__module__}:{kernel.__qualname__}"
     kind = type(kernel)
-    for module in (sys.modules.get(kind.__module__), *list(sys.modules.values())):
-        for name, value in list(getattr(module, "__dict__", {}).items()):
+    for module in (kind.__module__, *list(sys.modules)):
+        for name, value in list(getattr(sys.modules.get(module), "__dict__", {}).items()):
             if value is kernel:
-                return f"{module.__name__}:{name}"
+                return f"{module}:{name}"
     return f"{kind.__module__}:{kind.__qualname__}()"
 
 

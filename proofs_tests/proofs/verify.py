@@ -91,7 +91,10 @@ def verify(
             progress(merged[place])
     results += [merged[place] for place in places if place in merged]
     strength = power(subject, places, examples, seed) if museum else {}
-    return Report(subject.name, seed, examples, in_order(results), subject.declared, subject.source, museum=strength)
+    return Report(
+        subject.name, seed, examples, in_order(results), subject.declared, subject.source, museum=strength,
+        shards=() if shard is None else (shard,),
+    )  # fmt: skip
 
 
 def check_effort(command: str, examples: int = 1, time_limit: float | None = None) -> None:
