@@ -51,6 +51,14 @@ def laws() -> str:
                     f"- **{law.name.replace('_', ' ')}**: {law.statement} Values: {law.family}. For {operators}."
                 )
     parts.append(
+        "\n## L10 and L11\n\nWhat holds the laws and the specification themselves. L10: every real bug of [the museum]"
+        "(museum.md) is found and no correct kernel is accused, and [generic mutants](mutants.md) of kernels, "
+        "specifications and generators are killed by the tests. L11: the specification agrees with literal nested "
+        "loops, and with PyTorch and ONNX Runtime where they mean the same "
+        "(`proofs_tests/tests/test_second_formulation.py`, "
+        "`test_against_torch.py`, `test_against_onnxruntime.py`).\n"
+    )
+    parts.append(
         "\n## Precision classes\n\nWith `--precision` a kernel declares what it may round. Numbers are drawn to fit "
         "the class, and L3's bound is derived for it: for Winograd and FFT from what their transforms do, relative to "
         "a tile and to a whole image. Classes that no whole number survives are held to no law of L1, L2, L5 and L6. "

@@ -71,7 +71,7 @@ def facts(report: Report) -> dict[str, str]:
     found = ", ".join(f"{operator} {found} of {planted}" for operator, (found, planted) in report.museum.items())
     museum = {"the museum's faults that it finds": found} if found else {}
     return {
-        "precision": report.precision,
+        "precision": f"{report.precision}, {report.precision_found}",
         **told,
         **museum,
         "problems a law": str(report.examples),

@@ -21,6 +21,8 @@ RATIO_BINS = 20
 
 PRECISION = {"float32": "fp32", "float64": "fp64"}
 """The precision class that keeps all bits of a dtype."""
+ROUNDING = ("L2", "L3")
+"""Levels whose laws hold a kernel to its precision class."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,12 @@ class Report:
         return {name: value for name, value in needed.items() if value}
 
     @property
+    def precision_found(self) -> str:
+        """What the laws of rounding say of the declared class: kept, not kept, or not examined."""
+        verdicts = {result.verdict for result in self.results if result.level in ROUNDING}
+        return "not kept" if "refuted" in verdicts else "kept" if "proven" in verdicts else "not examined"
+
+    @property
     def precision(self) -> str:
         """The declared precision class: without one, all bits of the dtypes."""
         return self.declared.get("precision") or " and ".join(
@@ -254,7 +262,10 @@ class Report:
         """Everything, as a program would read it: what is not finite, which JSON has no number for, by its name."""
         results = [{**asdict(result), "verdict": result.verdict} for result in self.results]
         smallest = {operator: result.law for operator, result in self.smallest.items()}
-        summary = {"schema": SCHEMA, "verdict": self.verdict, "precision": self.precision, "smallest": smallest}
+        summary = {
+            "schema": SCHEMA, "verdict": self.verdict, "precision": self.precision,
+            "precision_found": self.precision_found, "smallest": smallest,
+        }  # fmt: skip
         return _finite(summary | asdict(self) | {"results": results})
 
     @staticmethod

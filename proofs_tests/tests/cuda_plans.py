@@ -23,7 +23,7 @@ NEEDS_COMPILERS = [
 ]
 NAMES = (
     "cuda_cores.elementwise", "cuda_cores.few_outputs", "cuda_cores.first_block", "cuda_cores.input_gradient",
-    "cuda_cores.greatest", "cuda_cores.launch_direct",
+    "cuda_cores.depthwise", "cuda_cores.greatest", "cuda_cores.launch_direct",
     "cuda_cores.pool_by_twos", "cuda_cores.update", "host.arrays", "host.driver", "host.dry", "tensor_cores.again",
     "tensor_cores.gradient_slots", "tensor_cores.launch_conv", "tensor_cores.launch_dweight", "tensor_cores.loaders",
     "tensor_cores.plan", "tensor_cores.preconditions", "tensor_cores.problem", "tensor_cores.rungs",

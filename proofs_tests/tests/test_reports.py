@@ -51,6 +51,18 @@ def test_json_says_what_was_declared_and_which_source_was_proven(refuted: Report
     assert re.fullmatch("[0-9a-f]{64}", data["source"])
 
 
+def test_a_precision_class_is_kept_or_not_or_was_not_examined() -> None:
+    def found(kernel: Any, level: str) -> str:
+        return verify(kernel, "linear.dx", level=level, examples=20).as_json()["precision_found"]
+
+    def in_half_precision(dy: Any, weight: Any) -> Any:
+        return (dy.astype(np.float16) @ weight.astype(np.float16)).astype(np.float32)
+
+    assert found(spec.linear_dx.__call__, "L2") == "kept"
+    assert found(spec.linear_dx.__call__, "L4") == "not examined"
+    assert found(in_half_precision, "L2") == "not kept"
+
+
 def test_another_schema_is_refused() -> None:
     with pytest.raises(spec.ParameterError, match=r"kernelproof\.report/2"):
         Report.from_json(reports.every_verdict().as_json() | {"schema": "kernelproof.report/2"})
