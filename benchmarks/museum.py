@@ -232,8 +232,8 @@ def main() -> None:
     counts = ", ".join(f"{operator} {len(runs)}" for operator, runs in tests.items())
     PAGE.write_text(
         "# The museum, by test\n\n"
-        f"Written by `python benchmarks/museum.py` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}. Every mutant is a "
-        "clean kernel with one fault from a public report planted; `kernelproof.proofs.museum` has them with trigger "
+        f"Written by `python benchmarks/museum.py` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}. Every mutant is "
+        "a clean kernel with one fault from a public report planted; `kernelproof.proofs.museum` has them with trigger "
         "and fault.\n\n"
         f"Of {total} mutants the laws find **{killed[0]}**; one typical shape within 1e-2 finds {killed[1]}, within "
         f"float32's usual tolerances (1.3e-6, 1e-5) {killed[2]}; the ONNX node tests find {killed[3]} "
