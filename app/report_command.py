@@ -50,7 +50,7 @@ def report(
     for path in write_reports(whole, html=html, junit=junit, markdown=markdown):
         console.print(f"Written: {path}", markup=False)
     if whole.missing and whole.exit_status != 1:
-        console.print(f"Not the whole run: {', '.join(whole.missing)} of its shards is missing.", style="bold")
+        console.print(f"Not the whole run: missing shards {', '.join(whole.missing)}.", style="bold")
         return 3
     return whole.exit_status
 

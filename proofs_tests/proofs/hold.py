@@ -1,5 +1,6 @@
 """One law held against one kernel: problems drawn, the first that breaks the law shrunk to the smallest."""
 
+import contextlib
 import math
 import time
 import warnings
@@ -20,6 +21,7 @@ from .fitting import fitted
 from .isolation import Isolated
 from .judging import said, told
 from .laws import LAWS, Law, LawBroken, Observation
+from .neighbours import NARROWER, legal, narrowed
 from .problems import Problem
 from .report import RATIO_BINS, Failure, Result
 from .subject import Subject
@@ -226,6 +228,17 @@ class _Run:
             shrink(self.domain, self.small_one(holds) or choices, smaller)
             raise hypothesis.errors.Flaky("It held when it was tried again.") from broken
 
+    def narrow(self) -> None:
+        """Look past the choices that the smallest case was drawn with: one filter, or one image, may fail as well."""
+        for what in NARROWER:
+            assert self.broken is not None
+            problem = narrowed(self.broken.problem, what)
+            if problem == self.broken.problem or not legal(problem):
+                continue
+            if self.law.where(problem) and self.subject.supports(problem):
+                with contextlib.suppress(LawBroken):  # Which is the smallest case then.
+                    self.check(problem)
+
     def small_one(self, holds: Callable[[Problem], bool]) -> Sequence[int] | None:
         """The choices of a small problem that fails too, if one is soon found: what begins small ends small."""
         drawn = (each for each in islice(self.domain.at_random(self.law.name), SEARCHED // 4) if holds(each[0]))
@@ -267,6 +280,7 @@ def hold(
             if examples:
                 run.draw(examples, seed)
     except LawBroken:
+        run.narrow()
         if run.broken and isinstance(check, Isolated) and check.hung is None:
             anew = check.anew(law, run.broken.problem)
             if anew is None or anew.after is not None:

@@ -45,6 +45,30 @@ def resized(problem: Problem, shapes: Shapes, **options: Any) -> Problem:
     return replace(problem, shapes=dict(shapes), options=options, output=output)
 
 
+NARROWER = ("groups", "filters", "channels", "images")
+"""What a convolution or a pooling may have one of."""
+
+
+def narrowed(problem: Problem, what: str) -> Problem:
+    """The problem with one group, one filter or channel in each group, or one image; itself where it has no such."""
+    if problem.op.name not in ("conv2d", "max_pool2d"):
+        return problem
+    shapes, groups = dict(problem.shapes), problem.options.get("groups", 1)
+    n, c, *image = shapes["x"]
+    if what == "images":
+        return resized(problem, {**shapes, "x": (min(n, 1), c, *image)})
+    if "weight" not in shapes or 0 in (c, *shapes["weight"]):
+        return problem
+    k, per_group, *taps = shapes["weight"]
+    k, per_group, groups = {
+        "groups": (k // groups, per_group, 1), "filters": (groups, per_group, groups), "channels": (k, 1, groups)
+    }[what]  # fmt: skip
+    shapes |= {"x": (n, groups * per_group, *image), "weight": (k, per_group, *taps)}
+    if "bias" in shapes:
+        shapes["bias"] = (k,)
+    return resized(problem, shapes, groups=groups)
+
+
 def _near(problem: Problem) -> Iterator[Problem]:
     """Every problem one step away, legal or not."""
     shapes, options, layouts = problem.shapes, problem.options, layouts_of(problem.family)

@@ -71,6 +71,7 @@ def facts(report: Report) -> dict[str, str]:
     found = ", ".join(f"{operator} {found} of {planted}" for operator, (found, planted) in report.museum.items())
     museum = {"the museum's faults that it finds": found} if found else {}
     return {
+        **({"missing shards": ", ".join(report.missing)} if report.missing else {}),
         "precision": f"{report.precision}, {report.precision_found}",
         **told,
         **museum,
@@ -85,7 +86,8 @@ def markdown(report: Report) -> str:
     """The report for a pull request: a verdict, a table operator x level, then every failure with its code."""
     levels = sorted({result.level for result in report.results})
     lines = [
-        f"## {MARKS[report.verdict]} `{report.kernel}`: {report.verdict}",
+        f"## {MARKS[report.verdict]} `{report.kernel}`: {report.verdict}"
+        + (f", but for missing shards {', '.join(report.missing)}" if report.missing else ""),
         "",
         f"{count(len(report.laws), 'law')} of {count(len(report.operators), 'operator')} "
         f"on {count(report.problems, 'problem')}"

@@ -366,7 +366,9 @@ def reproduction(result: Result, report: Report) -> str:
         needed += f", time_limit={limit:g}"
     earlier = f"earlier = {result.failure.after}\n" if result.failure.after else ""
     source = f"from {module} import {name} as kernel" if colon else f"kernel = {report.kernel!r}"
-    if name.endswith("()"):
+    if "<locals>" in name or name.endswith("(...)"):
+        source = f"# kernel = {name} of {module}, as it was built: no module has it by a name"
+    elif name.endswith("()"):
         source = (
             f"from {module} import {name.partition('.')[0].removesuffix('()')}\nkernel = {name}  # As it was built."
         )

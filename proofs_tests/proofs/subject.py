@@ -248,7 +248,7 @@ def on_backend(backend: kernels.Backend, operator: str) -> Kernel:
 def name_of(kernel: Any) -> str:
     """What to call the kernel in a report, by which it is imported again: its module and name.
 
-    An object's are those of a module that has it; where none has, it is its class called without arguments.
+    An object's are those of a module that has it; else it is its class called, without arguments if it can be.
     """
     if hasattr(kernel, "__qualname__"):
         return f"{kernel.__module__}:{kernel.__qualname__}"
@@ -257,6 +257,10 @@ def name_of(kernel: Any) -> str:
         for name, value in list(getattr(sys.modules.get(module), "__dict__", {}).items()):
             if value is kernel:
                 return f"{module}:{name}"
+    try:
+        inspect.signature(kind).bind()
+    except (TypeError, ValueError):
+        return f"{kind.__module__}:{kind.__qualname__}(...)"
     return f"{kind.__module__}:{kind.__qualname__}()"
 
 
