@@ -125,7 +125,7 @@ class Isolated:
             raise _no_answer(problem) from error
         if self.hung is not None:
             message = f"{problem.operator}: the kernel did not return within {self._time_limit:g} s"
-            raise LawBroken(message, problem, time_limit=self._time_limit)
+            raise LawBroken(message, problem, time_limit=self._time_limit, shrunk=False)
         if not isinstance(outcome, tuple):
             return outcome
         try:

@@ -381,4 +381,9 @@ def reproduction(result: Result, report: Report) -> str:
 def smallest_case(result: Result) -> str:
     """What stands over the code of a failure, wherever it is shown."""
     elements = result.failure.elements if result.failure else 0
-    return "The smallest case that shows it" + (f" ({count(elements, 'element')})" if elements else "")
+    is_shrunk = result.failure is None or result.failure.values.get("shrunk", True)  # A hang is not: it takes long.
+    return (
+        ("The smallest" if is_shrunk else "A")
+        + " case that shows it"
+        + (f" ({count(elements, 'element')})" if elements else "")
+    )

@@ -13,7 +13,7 @@ import pytest
 from kernelproof import spec
 from kernelproof.proofs import verify
 from kernelproof.proofs.cases import Case, load, load_all, replay
-from kernelproof.proofs.report import Report, reproduction
+from kernelproof.proofs.report import Report, reproduction, smallest_case
 from kernelproof.proofs.subject import subject_of
 from kernelproof.replay_command import save
 from kernelproof.spec import ParameterError
@@ -202,6 +202,8 @@ def test_what_ends_a_process_says_so_when_it_is_pasted(deed: str, told: str, tmp
     )  # fmt: skip
     assert refuted.returncode == 1, refuted.stderr
     report = Report.from_json(json.loads((tmp_path / "report.json").read_text()))
-    code = reproduction(next(each for each in report.failures if each.operator == "relu"), report)
+    failed = next(each for each in report.failures if each.operator == "relu")
+    assert smallest_case(failed).startswith("A case" if told == "did not return" else "The smallest case")
+    code = reproduction(failed, report)
     pasted = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert told in pasted.stderr.splitlines()[-1], pasted.stderr
